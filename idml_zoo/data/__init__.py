@@ -1,0 +1,1 @@
+"""Benchmarks and images. Nothing heavy is imported until a benchmark is loaded."""

@@ -1,0 +1,93 @@
+"""The benchmarks, one record each. To add one: a loader, and a record here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from idml_zoo.data import official
+from idml_zoo.data.benchmark import Benchmark, Splits
+from idml_zoo.data.table import table_benchmark
+from idml_zoo.registry import benchmarks
+
+_CUB_URL = "https://data.caltech.edu/records/65de6-vp158"
+_SOP_URL = "https://cvgl.stanford.edu/projects/lifted_struct/"
+
+
+def _glyphs(classes: int | None):  # type: ignore[no-untyped-def]
+    def load(root: Path) -> Splits:
+        from idml_zoo.data.glyphs import load_glyphs
+
+        return load_glyphs(classes)
+
+    return load
+
+
+_GLYPH_TRANSFORM = {"image_size": 64, "crop_fraction": 1.0, "scale": (0.5, 1.0), "flip": False, "interpolation": "bilinear"}
+_GLYPH_NOTE = "rendered from the DejaVu fonts with degradations of known severity; needs no download"
+_NOT_COMPARABLE = "**Not comparable with the paper's tables.** "
+
+for _benchmark in (
+    Benchmark(
+        "cub",
+        "CUB-200-2011",
+        official.load_cub,
+        counts=(100, 5864, 100, 5924),
+        comparable=True,
+        remedy=f"Get CUB_200_2011.tgz from {_CUB_URL} and extract it under the data root.",
+    ),
+    Benchmark(
+        "cars196",
+        "Cars196",
+        official.load_cars196,
+        counts=(98, 8054, 98, 8131),
+        comparable=True,
+        remedy="Put cars_annos.mat and the folder car_ims (the union of both official halves) under the data root.",
+    ),
+    Benchmark(
+        "sop",
+        "Stanford Online Products",
+        official.load_sop,
+        ks=(1, 10, 100, 1000),
+        counts=(11318, 59551, 11316, 60502),
+        comparable=True,
+        remedy=f"Get Stanford_Online_Products.zip from {_SOP_URL} and extract it under the data root.",
+    ),
+    Benchmark("glyphs", "Glyphs", _glyphs(None), transform=_GLYPH_TRANSFORM, note=_GLYPH_NOTE),
+    Benchmark(
+        "glyphs_subset",
+        "Glyphs, 200 + 200 classes",
+        _glyphs(200),
+        counts=(200, 2400, 200, 2400),
+        transform=_GLYPH_TRANSFORM,
+        note="the quickstart's part of glyphs: its first 200 training and first 200 test classes; " + _GLYPH_NOTE,
+    ),
+    table_benchmark(
+        "cub2010",
+        "cub200_2010.parquet",
+        "0-99",
+        "100-199",
+        title="Caltech-UCSD Birds 200 (2010), cropped",
+        counts=(100, 2990, 100, 3043),
+        note=_NOT_COMPARABLE + "The 2010 edition: the species of CUB-200-2011, half its images, 224 px crops around the bird",
+    ),
+    table_benchmark(
+        "cars196_half",
+        ("cars196_train_half_classes_000_097.parquet", "cars196_train_half_classes_098_195.parquet"),
+        "0-97",
+        "98-195",
+        title="Cars196, official training half only, cropped",
+        counts=(98, 4052, 98, 4092),
+        note=_NOT_COMPARABLE + "Half the images of Cars196, cropped to the official box",
+    ),
+    table_benchmark(
+        "omniglot",
+        "omniglot.parquet",
+        "0-963",
+        "964-1622",
+        title="Omniglot",
+        counts=(964, 19280, 659, 13180),
+        transform={"flip": False, "scale": (0.5, 1.0), "crop_fraction": 1.0},
+        note="964 background characters train, 659 test; 20 images a class",
+    ),
+):
+    benchmarks.add(_benchmark.name, _benchmark)

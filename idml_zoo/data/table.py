@@ -1,0 +1,184 @@
+"""Anyone's own images: a folder with one folder per class, Parquet files, or a Hub data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from idml_zoo.data.benchmark import Benchmark, DataError, ImageSource, Split, Splits
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+
+
+def read_folder(root: Path) -> tuple[ImageSource, np.ndarray, tuple[str, ...]]:
+    """``root/<class>/**/<image>``: images in sorted order, labels by sorted class name."""
+    from idml_zoo.data.images import FileImages
+
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError(f"class folder {root / name} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); fill or remove it")
+        paths += files
+        labels += [label] * len(files)
+    if not paths:
+        raise DataError(f"{root} has no class folders; expected {root}/<class name>/<image>")
+    return FileImages(paths), np.array(labels, dtype=np.int64), tuple(classes)
+
+
+def read_parquet(files: Sequence[Path]) -> tuple[ImageSource, np.ndarray, tuple[str, ...]]:
+    """Columns ``image`` (struct with ``bytes`` and ``path``, or binary) and ``label`` (integers); memory-mapped."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"no file {file}; give the folder that holds it as the data root")
+    try:
+        table = pa.concat_tables([pq.read_table(f, columns=["image", "label"], memory_map=True) for f in files])
+    except (pa.ArrowException, KeyError) as error:
+        listed = ", ".join(map(str, files))
+        raise DataError(f"{listed}: not readable as Parquet with columns 'image' and 'label' ({error})") from error
+    return _columns(table["image"], table["label"], files[0].name)
+
+
+def read_hub(name: str, split: str, revision: str | None) -> tuple[ImageSource, np.ndarray, tuple[str, ...]]:
+    """A data set of the Hub (or any that ``datasets.load_dataset`` finds) with columns ``image`` and ``label``."""
+    import datasets
+
+    loaded = datasets.load_dataset(name, split=split, revision=revision)
+    missing = {"image", "label"} - set(loaded.column_names)
+    if missing:
+        raise DataError(f"{name}: no column {' or '.join(sorted(missing))}; it has {', '.join(loaded.column_names)}")
+    table = loaded.cast_column("image", datasets.Image(decode=False)).with_format("arrow")[:]
+    feature = loaded.features["label"]
+    return _columns(table["image"], table["label"], name, tuple(getattr(feature, "names", None) or ()))
+
+
+def _columns(
+    image: Any, label: Any, source: str, names: tuple[str, ...] = ()
+) -> tuple[ImageSource, np.ndarray, tuple[str, ...]]:
+    import pyarrow as pa
+
+    from idml_zoo.data.images import EncodedImages
+
+    try:
+        labels = label.to_numpy().astype(np.int64, casting="safe")
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{source}: column 'label' must hold integers without gaps, found {label.type}") from error
+    image = image.combine_chunks()
+    if isinstance(image, pa.ChunkedArray):  # too large for one chunk
+        raise DataError(f"{source}: more than 2 GiB of images in one table; split it into several files")
+    paths: list[str | None] = [None] * len(labels)
+    if pa.types.is_struct(image.type):
+        if "path" in image.type.names:
+            paths = image.field("path").to_pylist()
+        image = image.field("bytes")
+    known = np.unique(labels)
+    class_names = tuple(names[int(k)] if names else str(int(k)) for k in known)
+    titles = [f"{p or 'image'} (row {i} of {source})" for i, p in enumerate(paths)]
+    return EncodedImages(image, titles), np.searchsorted(known, labels), class_names
+
+
+def class_range(text: str | Sequence[int] | None, count: int) -> np.ndarray | None:
+    """Classes from "0-99", "0-9,20", or a list of numbers; DataError where one is not in [0, count)."""
+    if text is None:
+        return None
+    chosen: list[int] = []
+    if isinstance(text, str):
+        try:
+            for part in text.split(","):
+                first, _, last = part.strip().partition("-")
+                chosen += range(int(first), int(last or first) + 1)
+        except ValueError as error:
+            raise DataError(f"classes must look like '0-99' or '0-9,20', got {text!r}") from error
+    else:
+        chosen = [int(c) for c in text]
+    wrong = [c for c in chosen if not 0 <= c < count]
+    if wrong or len(set(chosen)) != len(chosen):
+        raise DataError(f"classes {text!r}: must be different numbers in 0–{count - 1}" + (f"; {wrong[0]} is not" if wrong else ""))
+    return np.array(chosen, dtype=np.int64)
+
+
+def disjoint_splits(
+    images: ImageSource,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    train_classes: str | Sequence[int] | None = None,
+    test_classes: str | Sequence[int] | None = None,
+) -> Splits:
+    """Two splits that share no class. Default: the first half of the classes trains, the rest tests (as for CUB).
+
+    Raises:
+        DataError: if the choices overlap or leave a split with fewer than two classes.
+    """
+    count = len(class_names)
+    if count < 4:
+        raise DataError(f"{count} classes cannot make two splits of at least two classes each; at least 4 are needed")
+    train, test = class_range(train_classes, count), class_range(test_classes, count)
+    if train is None and test is None:
+        train = np.arange(count // 2)
+    if train is None:
+        train = np.setdiff1d(np.arange(count), test)
+    if test is None:
+        test = np.setdiff1d(np.arange(count), train)
+    shared = np.intersect1d(train, test)
+    if len(shared):
+        raise DataError(f"class {class_names[shared[0]]!r} ({shared[0]}) is in train and test; the splits must be class-disjoint")
+    if min(len(train), len(test)) < 2:
+        raise DataError(f"train has {len(train)} classes and test {len(test)}; each needs at least two")
+    every = Split(images, labels, class_names)
+    return Splits(every.select_classes(train), every.select_classes(test))
+
+
+def read_table(source: str | Path | Sequence[str | Path], hub_split: str = "train", revision: str | None = None) -> Splits | Any:
+    """Images, labels and class names from a folder, Parquet file(s), or, where no such path exists, a Hub data set."""
+    if not isinstance(source, (str, Path)):
+        return read_parquet([Path(s) for s in source])
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+        return read_parquet(files) if files else read_folder(path)
+    if path.suffix == ".parquet":
+        return read_parquet([path])
+    if path.exists():
+        raise DataError(f"{path} is neither a folder of class folders nor a .parquet file")
+    if str(source).count("/") == 1 and not str(source).startswith((".", "/")):
+        return read_hub(str(source), hub_split, revision)
+    raise DataError(f"no folder or Parquet file {path}, and {str(source)!r} is not a Hub data set id (user/name)")
+
+
+def table_benchmark(
+    name: str,
+    source: str | Path | Sequence[str | Path],
+    train_classes: str | Sequence[int] | None = None,
+    test_classes: str | Sequence[int] | None = None,
+    hub_split: str = "train",
+    revision: str | None = None,
+    **fields: Any,
+) -> Benchmark:
+    """A benchmark over one's own images.
+
+    Args:
+        name: what result files and tables call it.
+        source: a folder with one folder per class, Parquet file(s) with columns ``image`` and ``label``, a folder of
+            such files, or a Hub data set id. Relative paths of the declared benchmarks are under the data root.
+        train_classes, test_classes: class numbers, "0-99" or a list; by default the first half trains, the rest tests.
+        hub_split, revision: for a Hub data set.
+        fields: further fields of :class:`Benchmark`.
+    """
+
+    def load(root: Path) -> Splits:
+        place: Any = source
+        if not isinstance(source, (str, Path)):
+            place = [root / s for s in source]
+        elif (root / source).exists() or Path(source).suffix == ".parquet":
+            place = root / source
+        return disjoint_splits(*read_table(place, hub_split, revision), train_classes, test_classes)
+
+    return Benchmark(name=name, title=fields.pop("title", name), load=load, **fields)

@@ -1,0 +1,108 @@
+"""Heads: backbone features to an :class:`~idml_zoo.types.Embedding`.
+
+A head is an ``nn.Module`` made by ``Head(in_features, embedding_dim, **options)`` and registered under one name.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idml_zoo.registry import heads
+from idml_zoo.types import Embedding
+
+
+def _semantic_embedding(vector: Tensor, uncertainty: Tensor) -> Embedding:
+    """Normalises in float32: half precision loses the norm of a long vector."""
+    wide = vector if vector.dtype == torch.float64 else vector.float()
+    semantic = F.normalize(wide).to(vector.dtype)
+    return Embedding(semantic, uncertainty, torch.linalg.vector_norm(wide, dim=1))
+
+
+@heads.register("semantic")
+class SemanticHead(nn.Module):
+    """The baseline without uncertainty: ŝ = normalise(W_s f + b_s), u = 0.
+
+    Args:
+        in_features: F, width of the backbone's pooled features.
+        embedding_dim: D, width of the embedding.
+
+    Initialisation of the semantic layer as in the authors' code [C]: kaiming normal (fan out), bias 0.
+    """
+
+    def __init__(self, in_features: int, embedding_dim: int = 512) -> None:
+        super().__init__()
+        self.semantic = nn.Linear(in_features, embedding_dim)
+        nn.init.kaiming_normal_(self.semantic.weight, mode="fan_out")
+        nn.init.zeros_(self.semantic.bias)
+
+    def forward(self, features: Tensor) -> Embedding:
+        """``(B, F)`` features to an Embedding of B images."""
+        vector = self.semantic(features)
+        return _semantic_embedding(vector, torch.zeros_like(vector))
+
+
+@heads.register("idml")
+class IDMLHead(nn.Module):
+    """Two parallel heads: the semantic embedding ŝ and the uncertainty embedding u, which is not normalised [R][C].
+
+    Args:
+        in_features: F, width of the backbone's pooled features.
+        embedding_dim: D, width of both embeddings.
+        uncertainty_input: what the uncertainty layer sees. ``"normalized"`` (default): the features, layer-normalised
+            and scaled to unit length, so that the level cannot merely repeat the norm of the features, and so that
+            u moves at the same pace whatever the width F [D]. ``"features"``: the features themselves, as in the
+            authors' network [C].
+        initial_level: expected ‖u‖ of an image before training (for ``"normalized"`` input). It starts near zero,
+            because at ‖u‖ of order 10, where default initialisation puts it, the gradients vanish [D]; and not at
+            zero, where β has no gradient.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        embedding_dim: int = 512,
+        uncertainty_input: str = "normalized",
+        initial_level: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if uncertainty_input not in ("normalized", "features"):
+            raise ValueError(f"uncertainty_input must be 'normalized' or 'features', got {uncertainty_input!r}")
+        if initial_level <= 0:
+            raise ValueError(f"initial_level must be positive, got {initial_level}: at 0 the uncertainty never learns")
+        self.uncertainty_input = uncertainty_input
+        self.semantic = nn.Linear(in_features, embedding_dim)
+        self.uncertainty = nn.Linear(in_features, embedding_dim)
+        nn.init.kaiming_normal_(self.semantic.weight, mode="fan_out")
+        nn.init.zeros_(self.semantic.bias)
+        nn.init.normal_(self.uncertainty.weight, std=initial_level / math.sqrt(embedding_dim))
+        nn.init.zeros_(self.uncertainty.bias)
+
+    def forward(self, features: Tensor) -> Embedding:
+        """``(B, F)`` features to an Embedding of B images."""
+        vector = self.semantic(features)
+        if self.uncertainty_input == "normalized":
+            features = F.layer_norm(features, features.shape[1:]) / math.sqrt(features.shape[1])
+        return _semantic_embedding(vector, self.uncertainty(features).to(vector.dtype))
+
+
+@heads.register("features")
+class FeaturesHead(nn.Module):
+    """No head at all: the normalised pooled features as the semantic embedding, u = 0. The zero-shot control.
+
+    Args:
+        in_features: F.
+        embedding_dim: must be F (or None), for nothing projects the features.
+    """
+
+    def __init__(self, in_features: int, embedding_dim: int | None = None) -> None:
+        super().__init__()
+        if embedding_dim not in (None, in_features):
+            raise ValueError(f"the head 'features' cannot project: embedding_dim must be {in_features}, got {embedding_dim}")
+
+    def forward(self, features: Tensor) -> Embedding:
+        """``(B, F)`` features to an Embedding of B images with D = F."""
+        return _semantic_embedding(features, torch.zeros_like(features))

@@ -1,0 +1,128 @@
+"""Losses against one learned proxy for each class."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idml_zoo.registry import losses, unknown_name
+from idml_zoo.similarity import (
+    TAU,
+    cosine,
+    introspective_factor,
+    introspective_similarity,
+    released_factor,
+    released_similarity,
+)
+from idml_zoo.types import Embedding
+
+SIMILARITIES = ("cosine", "introspective", "released")
+
+
+def proxy_anchor(similarity: Tensor, labels: Tensor, scale: float = 32.0, margin: float = 0.1) -> Tensor:
+    """Proxy Anchor (Kim et al., CVPR 2020) over a similarity matrix.
+
+        L = 1/|P⁺| Σ_{p∈P⁺} log(1 + Σ_{x∈X_p⁺} e^{−α(s−δ)}) + 1/|P| Σ_{p∈P} log(1 + Σ_{x∈X_p⁻} e^{α(s+δ)})
+
+    P⁺ are the proxies with a positive in the batch.
+
+    Args:
+        similarity: ``(B, C)`` s of B images and C proxies; float32 or float64.
+        labels: ``(B,)`` int64 in [0, C).
+        scale: α > 0.
+        margin: δ.
+
+    Returns:
+        The loss, a scalar ≥ 0.
+
+    Raises:
+        ValueError: if the shapes disagree.
+    """
+    if similarity.ndim != 2 or labels.shape != similarity.shape[:1]:
+        raise ValueError(f"expected (B, C) and (B,), got {tuple(similarity.shape)} and {tuple(labels.shape)}")
+    positive = F.one_hot(labels, similarity.shape[1]).bool()
+    # log(1 + Σ e^z) = softplus(logsumexp z). A finite floor instead of −inf keeps the gradient of an empty sum at 0.
+    floor = torch.finfo(similarity.dtype).min / 2
+    pull = torch.logsumexp((-scale * (similarity - margin)).masked_fill(~positive, floor), 0)
+    push = torch.logsumexp((scale * (similarity + margin)).masked_fill(positive, floor), 0)
+    return F.softplus(pull).sum() / positive.any(0).sum() + F.softplus(push).mean()
+
+
+@losses.register("proxy_anchor")
+class ProxyAnchor(nn.Module):
+    """Proxy Anchor with a similarity of one's choice.
+
+    Args:
+        num_classes: C, at least 2.
+        embedding_dim: D.
+        similarity: "cosine" (plain), "introspective" (section 2 of the method, proxies normalised and given an
+            uncertainty embedding of their own) or "released" (the authors' code: proxies not normalised).
+        scale, margin: α and δ of :func:`proxy_anchor`.
+        tau: temperature of the introspective metric.
+        proxy_uncertainty: "learned" (default) or "zero"; only "introspective" uses it.
+
+    Initialisation of the proxies as in Proxy Anchor's code: kaiming normal, fan out, so ‖p‖ ≈ √(2D/C). The proxies'
+    uncertainty starts at 0, so that at first the pair's level β is the image's.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        similarity: str = "introspective",
+        scale: float = 32.0,
+        margin: float = 0.1,
+        tau: float = TAU,
+        proxy_uncertainty: str = "learned",
+    ) -> None:
+        super().__init__()
+        if similarity not in SIMILARITIES:
+            raise unknown_name("similarity for proxies", similarity, SIMILARITIES)
+        if proxy_uncertainty not in ("learned", "zero"):
+            raise ValueError(f"proxy_uncertainty must be 'learned' or 'zero', got {proxy_uncertainty!r}")
+        if num_classes < 2:
+            raise ValueError(f"Proxy Anchor needs at least 2 classes to tell apart, got {num_classes}")
+        self.similarity, self.scale, self.margin, self.tau = similarity, scale, margin, tau
+        self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
+        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+        self.uncertainty: nn.Parameter | None = None
+        if similarity == "introspective" and proxy_uncertainty == "learned":
+            self.uncertainty = nn.Parameter(torch.zeros(num_classes, embedding_dim))
+
+    def _proxy_embedding(self) -> Embedding:
+        semantic = F.normalize(self.proxies)
+        return Embedding(semantic, torch.zeros_like(semantic) if self.uncertainty is None else self.uncertainty)
+
+    def matrix(self, embedding: Embedding) -> Tensor:
+        """``(B, C)`` similarity of the images to the proxies, full precision."""
+        if self.similarity == "released":
+            return released_similarity(embedding.semantic, self.proxies, embedding.uncertainty)
+        if self.similarity == "introspective":
+            return introspective_similarity(embedding, self._proxy_embedding(), self.tau)
+        return cosine(embedding, self._proxy_embedding())
+
+    def forward(self, embedding: Embedding, labels: Tensor) -> Tensor:
+        """The loss of B images with ``(B,)`` int64 labels, a scalar."""
+        return proxy_anchor(self.matrix(embedding), labels, self.scale, self.margin)
+
+    @torch.no_grad()
+    def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:
+        """What shows whether introspection is acting, as 0-d tensors (no host synchronisation).
+
+        ``level`` mean ‖u‖ of the images; ``factor_positive`` and ``factor_negative`` the mean factor on
+        (image, own proxy) and (image, other proxy), 1 = uncertainty does nothing; ``proxy_norm`` mean ρ = ‖p‖.
+        """
+        if self.similarity == "released":
+            factor = released_factor(embedding.semantic, self.proxies, embedding.uncertainty)
+        elif self.similarity == "introspective":
+            factor = introspective_factor(embedding, self._proxy_embedding(), self.tau)
+        else:
+            factor = torch.ones(len(embedding), len(self.proxies), device=embedding.device)
+        own = factor.gather(1, labels[:, None]).mean()
+        return {
+            "level": embedding.level.float().mean(),
+            "factor_positive": own,
+            "factor_negative": (factor.sum() / len(embedding) - own) / (len(self.proxies) - 1),
+            "proxy_norm": torch.linalg.vector_norm(self.proxies, dim=1).mean(),
+        }

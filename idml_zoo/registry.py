@@ -1,0 +1,113 @@
+"""One small registry for everything that has a name: heads, losses, similarities, benchmarks, models.
+
+Nothing here imports torch, so names can be listed by tools that never build a network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class UnknownNameError(KeyError, ValueError):
+    """A name that is not registered. The message names the nearest ones and how to list all."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The ``count`` known names that look most like ``name``, best first (possibly none)."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], how_to_list: str = "") -> UnknownNameError:
+    """The error for an unknown ``name``: what it is, what is near, how to see everything."""
+    names = sorted(known)
+    close = nearest(name, names)
+    if close:
+        hint = f"did you mean {' or '.join(repr(c) for c in close)}?"
+    elif len(names) <= 12:
+        hint = f"known: {', '.join(names) or 'none'}"
+    else:
+        hint = f"{len(names)} names are known"
+    return UnknownNameError(f"unknown {kind} {name!r}; {hint}" + (f" ({how_to_list})" if how_to_list else ""))
+
+
+def match(names: Iterable[str], pattern: str = "*", exclude: str | Iterable[str] = ()) -> list[str]:
+    """Names that match a shell ``pattern`` and none of the ``exclude`` patterns, sorted.
+
+    ``exclude`` may be one pattern or several: a plain string is one pattern, never a list of characters.
+    """
+    refused = [exclude] if isinstance(exclude, str) else list(exclude)
+    return sorted(
+        n for n in names if fnmatch.fnmatchcase(n, pattern) and not any(fnmatch.fnmatchcase(n, e) for e in refused)
+    )
+
+
+class Registry(Generic[T]):
+    """Names to things of one ``kind``.
+
+    Args:
+        kind: what one entry is, for error messages ("head", "loss", ...).
+        modules: modules whose import registers the built-in entries; imported at the first look-up, so that
+            making the registry costs nothing.
+    """
+
+    def __init__(self, kind: str, modules: Iterable[str] = ()) -> None:
+        self.kind = kind
+        self._modules = list(modules)
+        self._entries: dict[str, T] = {}
+
+    def _populate(self) -> None:
+        while self._modules:
+            importlib.import_module(self._modules.pop())
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: ``@heads.register("idml")``. A name is registered once; a second time is a ValueError."""
+
+        def add(thing: T) -> T:
+            self.add(name, thing)
+            return thing
+
+        return add
+
+    def add(self, name: str, thing: T) -> None:
+        """Registers ``thing`` under ``name``; ValueError where the name is taken."""
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
+        self._entries[name] = thing
+
+    def __getitem__(self, name: str) -> T:
+        self._populate()
+        if name not in self._entries:
+            raise unknown_name(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._populate()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        self._populate()
+        return iter(sorted(self._entries))
+
+    def __len__(self) -> int:
+        self._populate()
+        return len(self._entries)
+
+    def names(self, pattern: str = "*", exclude: str | Iterable[str] = ()) -> list[str]:
+        """Registered names that match ``pattern`` and no ``exclude`` pattern, sorted."""
+        self._populate()
+        return match(self._entries, pattern, exclude)
+
+
+heads: Registry[Any] = Registry("head", ["idml_zoo.heads"])
+losses: Registry[Any] = Registry("loss", ["idml_zoo.losses"])
+similarities: Registry[Any] = Registry("similarity", ["idml_zoo.similarity"])
+benchmarks: Registry[Any] = Registry("benchmark", ["idml_zoo.data.catalogue"])
