@@ -1,1 +1,62 @@
-"""idml_zoo."""
+"""idml_zoo: a model zoo and benchmark harness for introspective deep metric learning, over timm.
+
+Names are loaded when they are first used, so that ``import idml_zoo`` imports neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from idml_zoo.version import __version__
+
+if TYPE_CHECKING:
+    from idml_zoo.data.benchmark import Benchmark
+    from idml_zoo.data.table import table_benchmark
+    from idml_zoo.evaluation.knn import search
+    from idml_zoo.evaluation.protocol import evaluate, evaluate_embeddings, save_result
+    from idml_zoo.evaluation.retrieval import retrieval_metrics
+    from idml_zoo.hub import save_pretrained
+    from idml_zoo.model import IDMLModel
+    from idml_zoo.similarity import cosine, introspective_distance, introspective_similarity, released_similarity
+    from idml_zoo.types import Embedding, Neighbours
+    from idml_zoo.zoo import create_model, create_transforms, list_models
+
+_PUBLIC = {
+    "Benchmark": "data.benchmark",
+    "Embedding": "types",
+    "IDMLModel": "model",
+    "Neighbours": "types",
+    "cosine": "similarity",
+    "create_model": "zoo",
+    "create_transforms": "zoo",
+    "evaluate": "evaluation.protocol",
+    "evaluate_embeddings": "evaluation.protocol",
+    "introspective_distance": "similarity",
+    "introspective_similarity": "similarity",
+    "list_models": "zoo",
+    "released_similarity": "similarity",
+    "retrieval_metrics": "evaluation.retrieval",
+    "save_pretrained": "hub",
+    "save_result": "evaluation.protocol",
+    "search": "evaluation.knn",
+    "table_benchmark": "data.table",
+}
+
+__all__ = [  # noqa: RUF022: the order of _PUBLIC, which a test compares
+    "Benchmark", "Embedding", "IDMLModel", "Neighbours", "__version__", "cosine", "create_model", "create_transforms",
+    "evaluate", "evaluate_embeddings", "introspective_distance", "introspective_similarity", "list_models",
+    "released_similarity", "retrieval_metrics", "save_pretrained", "save_result", "search", "table_benchmark",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'idml_zoo' has no attribute {name!r}; it has {', '.join(_PUBLIC)}")
+    value = getattr(importlib.import_module(f"idml_zoo.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,60 @@
+"""Images to embeddings, in order, on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from idml_zoo.data.benchmark import Split
+from idml_zoo.data.images import ImageDataset
+from idml_zoo.data.transforms import TransformConfig, build_transforms
+from idml_zoo.types import Embedding
+
+
+def default_device() -> torch.device:
+    """The first CUDA device, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@torch.no_grad()
+def embed(
+    model: nn.Module,
+    split: Split,
+    transform: TransformConfig,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Embedding:
+    """The float32 embedding of every image of a split, in the split's order, on the CPU.
+
+    Args:
+        model: returns an Embedding for ``(B, 3, S, S)``; its training mode is put back afterwards.
+        split: the images.
+        transform: preprocessing; the evaluation side of it.
+        batch_size, workers: of the loader.
+        device: where to compute; None for :func:`default_device`.
+        progress: show a bar.
+
+    Raises:
+        DataError: an image cannot be decoded.
+        ValueError: an embedding has NaN, inf or no unit norm.
+    """
+    from rich.progress import track
+
+    device = torch.device(device) if device is not None else default_device()
+    _, evaluation = build_transforms(transform)
+    loader = DataLoader(ImageDataset(split, evaluation), batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+    was_training = model.training
+    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    parts: list[Embedding] = []
+    try:
+        for images, _, _ in track(loader, description="embedding", transient=True, disable=not progress):
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            parts.append(model(images).to("cpu", torch.float32))
+    finally:
+        model.train(was_training)
+    return Embedding.cat(parts).check_values()

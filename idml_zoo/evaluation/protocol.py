@@ -1,0 +1,276 @@
+"""evaluate(model, benchmark) -> Result: the one way a number comes to the leaderboard."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from idml_zoo import results
+from idml_zoo.data.benchmark import Benchmark, Split
+from idml_zoo.evaluation.clustering import cluster_metrics, kmeans_settings
+from idml_zoo.evaluation.embed import default_device, embed
+from idml_zoo.evaluation.knn import search
+from idml_zoo.evaluation.retrieval import as_labels, per_query_metrics, positives
+from idml_zoo.evaluation.uncertainty import auroc, spearman
+from idml_zoo.model import IDMLModel
+from idml_zoo.registry import benchmarks
+from idml_zoo.results import ModelInfo, Protocol, Provenance, Result
+from idml_zoo.types import Embedding
+from idml_zoo.version import __version__
+
+CLUSTER_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics and what they were averaged from; ``per_query`` arrays have one value for each query."""
+
+    metrics: dict[str, float | None]
+    per_query: dict[str, np.ndarray]
+    without_positive: int
+
+
+def measure(
+    embedding: Embedding,
+    labels: Any,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
+    similarity: str = "cosine",
+    severity: np.ndarray | None = None,
+    backend: str = "auto",
+) -> Measured:
+    """All metrics of one set of images searched in itself; see :func:`evaluate_embeddings`."""
+    labels = as_labels(labels)
+    if len(labels) != len(embedding):
+        raise ValueError(f"{len(embedding)} embeddings but {len(labels)} labels")
+    r = positives(labels, labels, excludes_self=True)
+    if not bool((r > 0).any()):
+        raise ValueError("every image is alone in its class: nothing can be retrieved")
+    if len(labels.unique()) < 2:
+        raise ValueError("all images are of one class: everything retrieved is right; at least two classes are needed")
+    k = min(max(*ks, int(r.max())), len(labels) - 1)
+    neighbours = search(embedding, embedding, k, similarity, exclude_self=True, backend=backend)
+    values = {n: v.numpy() for n, v in per_query_metrics(neighbours, labels, labels, ks).items()}
+    metrics: dict[str, float | None] = {n: float(np.nanmean(v)) for n, v in values.items()}
+    metrics |= cluster_metrics(embedding.semantic.float().cpu().numpy(), labels.numpy(), cluster_seeds)
+
+    counted = (r > 0).numpy()
+    top1 = (labels[neighbours.indices[:, 0]] == labels).numpy()
+    scores = {"level": embedding.level, "top1_similarity": -neighbours.scores[:, 0]}
+    if embedding.semantic_norm is not None:
+        scores["semantic_norm"] = -embedding.semantic_norm
+    uncertainty = {n: s.float().cpu().numpy() for n, s in scores.items()}
+    for name, score in uncertainty.items():
+        metrics[f"auroc_{name}"] = auroc(score[counted], ~top1[counted])
+    if severity is not None:
+        metrics["spearman_severity"] = spearman(uncertainty["level"], severity)
+    per_query = {"top1": top1, "r_precision": values["r_precision"], "map@r": values["map@r"]}
+    return Measured(metrics, per_query | uncertainty, int((~counted).sum()))
+
+
+def evaluate_embeddings(
+    embedding: Embedding,
+    labels: Any,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
+    similarity: str = "cosine",
+) -> dict[str, float | None]:
+    """The benchmark's metrics from an embedding that is already there; every image queries all the others.
+
+    Args:
+        embedding: of N images.
+        labels: ``(N,)`` integers.
+        ks: the K of Recall@K.
+        cluster_seeds: seeds of k-means.
+        similarity: "cosine" or "introspective", for search; clustering is always on the semantic embedding.
+
+    Returns:
+        Fractions in [0, 1]: ``recall@K``, ``r_precision``, ``map@r``; ``nmi``, ``ami``, ``f1`` with ``*_std`` over the
+        cluster seeds; ``auroc_level``, ``auroc_top1_similarity`` and ``auroc_semantic_norm``: how well the uncertainty
+        level, and the free baselines minus top-1 similarity and minus semantic norm, tell a wrong top-1 (None where
+        not defined).
+
+    Raises:
+        ValueError: counts that disagree, one class only, no positive for any query, NaN or inf.
+    """
+    return measure(embedding, labels, ks, cluster_seeds, similarity).metrics
+
+
+@lru_cache(maxsize=1)
+def code_state() -> tuple[str | None, bool | None]:
+    """Commit of the checkout this package runs from and whether it is dirty; (None, None) where it is installed.
+
+    Remembered from the first call, so that a long run that asks at its start records the code it runs.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or not (root / "pyproject.toml").is_file():
+        return None, None
+    try:
+        run = [
+            subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, check=True, timeout=20).stdout
+            for a in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "idml_zoo", "recipes", "pyproject.toml"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return run[0].strip(), bool(run[1].strip())
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "idml_zoo": __version__}
+    for name in ("torch", "torchvision", "timm", "accelerate", "scikit-learn", "numpy", "pillow", "faiss-gpu", "faiss-cpu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()})"
+
+
+def _command() -> str:
+    program = sys.argv[0]
+    try:
+        program = str(Path(program).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        program = Path(program).name
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def evaluate(
+    model: IDMLModel,
+    benchmark: str | Benchmark,
+    *,
+    root: str | Path = "data",
+    row: str | None = None,
+    seed: int = 0,
+    similarity: str = "cosine",
+    cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    split: Split | None = None,
+    split_name: str = "test",
+    variant: str = "none",
+    pretrained: str = "none",
+    checkpoint: str = "none",
+    training: str = "",
+    train_seconds: float | None = None,
+    recipe: str | None = None,
+    weights_sha256: str | None = None,
+    statistics: dict[str, float] | None = None,
+    progress: bool = True,
+) -> Result:
+    """Measures a model on a benchmark's test split.
+
+    Args:
+        model: a model of the zoo, on any device.
+        benchmark: a registered name ("cub") or a record (see ``idml_zoo.table_benchmark``).
+        root: the folder that holds the data.
+        row: name of the leaderboard row; default head and backbone.
+        seed: which seed of that row this is.
+        similarity: what search uses, "cosine" or "introspective".
+        cluster_seeds: seeds of k-means.
+        batch_size, workers, device, progress: how to compute the embeddings.
+        split, split_name: measure this split of the benchmark instead of its test split.
+        variant, pretrained, checkpoint, training, train_seconds, recipe, weights_sha256, statistics: where the model
+            comes from; recorded in the result, not checked.
+
+    Returns:
+        A Result; :func:`save_result` writes it.
+
+    Raises:
+        DataError: data missing, broken, or not what the benchmark expects.
+        ValueError: embeddings that are not finite or not of unit norm.
+    """
+    record = benchmarks[benchmark] if isinstance(benchmark, str) else benchmark
+    split = split or record.splits(root).test
+    device = torch.device(device) if device is not None else default_device()
+    started = time.perf_counter()
+    transform = model.transform
+    embedding = embed(model, split, transform, batch_size, workers, device, progress)
+    measured = measure(embedding, split.labels, record.ks, cluster_seeds, similarity, split.extras.get("severity"))
+    seconds = {"evaluate": round(time.perf_counter() - started, 2)}
+    if train_seconds is not None:
+        seconds["train"] = round(train_seconds, 1)
+    commit, dirty = code_state()
+    return Result(
+        benchmark=record.name,
+        row=row or f"{model.config['head']}-{model.config['backbone']}",
+        seed=seed,
+        model=ModelInfo(
+            backbone=model.config["backbone"],
+            head=model.config["head"],
+            embedding_dim=embedding.dim,
+            pooling=model.pooling,
+            parameters=sum(p.numel() for p in model.parameters()),
+            pretrained=pretrained,
+            variant=variant,
+        ),
+        protocol=Protocol(
+            image_size=transform.image_size,
+            crop_fraction=transform.crop_fraction,
+            interpolation=transform.interpolation,
+            mean=list(transform.mean),
+            std=list(transform.std),
+            similarity=similarity,
+            kmeans=kmeans_settings(cluster_seeds),
+            checkpoint=checkpoint,
+            split=split_name,
+        ),
+        metrics=measured.metrics,
+        queries=len(split),
+        queries_without_positive=measured.without_positive,
+        provenance=Provenance(
+            command=_command(),
+            commit=commit,
+            dirty=dirty,
+            versions=_versions(),
+            device=_device_name(device),
+            dtype="float32",
+            threads=torch.get_num_threads(),
+            seconds=seconds,
+            created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            data_sha256=split.fingerprint(),
+            weights_sha256=weights_sha256,
+            recipe=recipe,
+            recipe_sha256=None if recipe is None else hashlib.sha256(recipe.encode()).hexdigest(),
+        ),
+        training=training,
+        statistics=statistics or {},
+        per_query=measured.per_query,
+    )
+
+
+def save_result(result: Result, root: str | Path) -> Path:
+    """Writes a result and its per-query values under a results folder; the JSON last, so that it is never half there.
+
+    Raises:
+        ResultError: the folder cannot be written to.
+    """
+    path = result.path(root)
+    if result.per_query:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{k: v if v.dtype == bool else v.astype(np.float32) for k, v in result.per_query.items()})
+        results.write_text(path.with_suffix(".queries.npz"), buffer.getvalue())
+        result = replace(result, queries_sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
+    results.write_text(path, result.to_json())
+    return path

