@@ -1,0 +1,161 @@
+"""The command ``idml-zoo``: parse, call, print. torch is imported only by what computes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idml_zoo.version import __version__
+
+if TYPE_CHECKING:
+    from idml_zoo.results import Result
+
+
+def _list(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from idml_zoo.registry import benchmarks
+    from idml_zoo.variants import variants
+    from idml_zoo.zoo import list_models, models
+
+    out = Console(highlight=False, soft_wrap=True)
+    if args.what == "benchmarks":
+        for name in benchmarks.names(args.pattern, args.exclude):
+            out.print(f"{name:<16}{benchmarks[name].title}")
+    elif args.what == "variants":
+        for name in variants.names(args.pattern, args.exclude):
+            out.print(f"{name:<16}{variants[name].why}")
+    else:
+        names = list_models(args.pattern, args.exclude, args.pretrained)
+        for name in names:
+            out.print(name + ("  (published weights)" if models[name].weights else ""))
+        if not names:
+            print(f"no model matches {args.pattern!r}; `idml-zoo list` shows all {len(models)}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from idml_zoo.evaluation.protocol import evaluate, save_result
+    from idml_zoo.hub import WEIGHTS, read_config, sha256_of
+    from idml_zoo.leaderboard import build_leaderboard, summary
+    from idml_zoo.registry import benchmarks
+    from idml_zoo.zoo import LOCAL, create_model
+
+    benchmark = benchmarks[args.benchmark]
+    local = args.model.startswith(LOCAL)
+    if not local:
+        import torch
+
+        torch.manual_seed(args.seed)
+    pretrained = {"none": False, "timm": True, "package": "package"}[args.backbone_weights]
+    model = create_model(args.model, local, backbone=args.backbone, pooling=args.pooling, backbone_pretrained=pretrained)
+    about: dict[str, str] = {}
+    source = "none" if not pretrained else f"{args.backbone_weights}:{model.config['backbone']}"
+    if local:
+        folder = Path(args.model[len(LOCAL) :])
+        meta = read_config(folder)["meta"]
+        about = {"weights_sha256": sha256_of(folder / WEIGHTS), "checkpoint": "last"}
+        about |= {"variant": str(meta.get("variant", "none")), "training": f"weights of {folder.name}"}
+    else:
+        changes = dict(benchmark.transform)
+        for key in ("image_size", "crop_fraction"):
+            if getattr(args, key) is not None:
+                changes[key] = getattr(args, key)
+        model.transform = model.transform.replace(**changes)
+    results: list[Result] = [
+        evaluate(
+            model,
+            benchmark,
+            root=args.root,
+            row=args.row if similarity == args.similarity[0] else f"{args.row or args.model}-{similarity}",
+            seed=args.seed,
+            similarity=similarity,
+            batch_size=args.batch_size,
+            device=args.device,
+            pretrained=source,
+            **about,  # type: ignore[arg-type]
+        )
+        for similarity in args.similarity
+    ]
+    for result in results:
+        path = save_result(result, Path(args.leaderboard) / "results")
+    build_leaderboard(args.leaderboard)
+    out = Console(soft_wrap=True)
+    out.print(summary(results))
+    out.print(f"result   {path}\ntable    {Path(args.leaderboard) / 'README.md'}", highlight=False)
+    return 0
+
+
+def _leaderboard(args: argparse.Namespace) -> int:
+    from idml_zoo.leaderboard import build_leaderboard, check
+
+    if not (Path(args.root) / "results").is_dir():
+        raise FileNotFoundError(f"no folder {Path(args.root) / 'results'}; run from the project's root or give --root")
+    if args.action == "build":
+        for path in build_leaderboard(args.root):
+            print(path)
+        return 0
+    wrong = check(args.root)
+    if wrong:
+        print(f"{args.root}: {', '.join(wrong)} differ from the result files; run `idml-zoo leaderboard build`", file=sys.stderr)
+        return 1
+    print(f"{args.root}: every table agrees with its result files")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="idml-zoo", description="Introspective deep metric learning over timm: zoo and benchmark.")
+    parser.add_argument("--version", action="version", version=f"idml_zoo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    one = commands.add_parser("list", help="names of models, benchmarks or training variants")
+    one.add_argument("pattern", nargs="?", default="*", help="shell pattern, 'idml_*_cub'")
+    one.add_argument("--exclude", nargs="*", default=[], metavar="PATTERN", help="patterns to leave out")
+    one.add_argument("--pretrained", action="store_true", help="only models with published weights")
+    one.add_argument("--what", choices=("models", "benchmarks", "variants"), default="models")
+    one.set_defaults(run=_list)
+
+    one = commands.add_parser("eval", help="measure a model on a benchmark and add its row to a leaderboard")
+    one.add_argument("model", help="a name of `idml-zoo list`, 'local-dir:FOLDER', or a head with --backbone")
+    one.add_argument("benchmark", help="a name of `idml-zoo list --what benchmarks`")
+    one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
+    one.add_argument("--backbone", help="timm model, for a head ('idml', 'semantic', 'features' = plain pooled features)")
+    one.add_argument("--backbone-weights", choices=("none", "timm", "package"), default="none")
+    one.add_argument("--pooling", choices=("avg+max", "avg", "native"))
+    one.add_argument("--image-size", type=int, help="pixels")
+    one.add_argument("--crop-fraction", type=float, help="resize to image size / this, then crop (default 0.875)")
+    one.add_argument("--similarity", nargs="+", choices=("cosine", "introspective"), default=["cosine"], help="one row for each")
+    one.add_argument("--row", help="name of the row (default: head and backbone)")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--batch-size", type=int, default=64)
+    one.add_argument("--device", help="default: cuda where there is one")
+    one.add_argument("--leaderboard", default="runs/leaderboard", help="leaderboard folder (default: runs/leaderboard)")
+    one.set_defaults(run=_eval)
+
+    one = commands.add_parser("leaderboard", help="make the tables from result files, or check that they agree")
+    one.add_argument("action", choices=("build", "check"))
+    one.add_argument("--root", default="leaderboard", help="folder with results/ and reported.csv (default: leaderboard)")
+    one.set_defaults(run=_leaderboard)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, 1 with one clear line on stderr, 2 for wrong usage."""
+    args = build_parser().parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except (ValueError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

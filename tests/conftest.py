@@ -1,0 +1,52 @@
+"""Shared by all tests: no network, a cache of our own, small images made here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from idml_zoo.types import Embedding
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the real data sets of ../shared are not here")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    os.environ["IDML_ZOO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["IDML_ZOO_CACHE"]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def make_embedding(count: int, dim: int = 8, level: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Embedding:
+    generator = torch.Generator().manual_seed(seed)
+    semantic = torch.nn.functional.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64))
+    uncertainty = level * torch.randn(count, dim, generator=generator, dtype=torch.float64) / dim**0.5
+    return Embedding(semantic.to(dtype), uncertainty.to(dtype), torch.ones(count, dtype=dtype))
+
+
+def make_folder(root: Path, classes: int = 6, images: int = 4, size: int = 40) -> Path:
+    """A folder per class; each class has a colour of its own."""
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        colour = rng.integers(0, 255, 3)
+        (root / f"class_{c}").mkdir(parents=True)
+        for i in range(images):
+            pixels = np.clip(colour + rng.normal(0, 15, (size, size, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / f"class_{c}" / f"{i}.png")
+    return root

@@ -1,0 +1,221 @@
+"""Metrics against slow loops, pytorch-metric-learning and scikit-learn."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_embedding, make_folder
+
+import idml_zoo
+from idml_zoo.evaluation.clustering import cluster_metrics, kmeans, pairwise_f1
+from idml_zoo.evaluation.knn import has_faiss, search
+from idml_zoo.evaluation.protocol import measure
+from idml_zoo.evaluation.retrieval import per_query_metrics, retrieval_metrics
+from idml_zoo.evaluation.uncertainty import auroc, spearman
+from idml_zoo.registry import UnknownNameError
+from idml_zoo.types import Embedding
+
+BACKENDS = ["torch", pytest.param("faiss", marks=pytest.mark.skipif(not has_faiss(), reason="faiss is not installed"))]
+
+
+def slow_neighbours(scores: np.ndarray, k: int, exclude_self: bool) -> list[list[int]]:
+    rows = []
+    for i, row in enumerate(scores):
+        others = [j for j in range(len(row)) if not (exclude_self and j == i)]
+        rows.append(sorted(others, key=lambda j: (-row[j], j))[:k])
+    return rows
+
+
+def lattice_embedding(count: int, seed: int) -> Embedding:
+    """Unit vectors with entries 0 and ±1/2: products are exact, so that there are many exact ties and duplicates."""
+    rng = np.random.default_rng(seed)
+    vectors = np.zeros((count, 8), dtype=np.float32)
+    for v in vectors:
+        v[rng.choice(8, 4, replace=False)] = rng.choice([-0.5, 0.5], 4)
+    vectors[count // 2 :] = vectors[: count - count // 2]
+    semantic = torch.from_numpy(vectors)
+    return Embedding(semantic, torch.zeros_like(semantic))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("exclude_self", [True, False])
+def test_search_is_exact_with_ties_by_index(backend, exclude_self):
+    for seed in range(10):
+        e = lattice_embedding(60, seed)
+        scores = (e.semantic @ e.semantic.T).numpy()
+        for k in (1, 3, 10, 59):
+            found = search(e, e, k, exclude_self=exclude_self, backend=backend)
+            assert found.indices.tolist() == slow_neighbours(scores, k, exclude_self)
+            assert np.array_equal(found.scores.numpy(), np.take_along_axis(scores, found.indices.numpy(), 1))
+
+
+def test_introspective_search_equals_the_slow_loop(monkeypatch):
+    monkeypatch.setattr("idml_zoo.evaluation.knn._BLOCK", 100)  # several blocks
+    q, g = make_embedding(9, level=2.0, dtype=torch.float32), make_embedding(30, level=2.0, seed=5, dtype=torch.float32)
+    d = idml_zoo.introspective_distance(q, g, tau=2.0).numpy()
+    assert search(q, g, 7, "introspective", tau=2.0).indices.tolist() == slow_neighbours(-d, 7, False)
+    d = idml_zoo.introspective_distance(g, g).numpy()
+    assert search(g, g, 29, "introspective", exclude_self=True).indices.tolist() == slow_neighbours(-d, 29, True)
+
+
+def test_search_refuses_what_it_cannot_do():
+    e = make_embedding(5, dtype=torch.float32)
+    for bad, message in [
+        (dict(k=5, exclude_self=True), r"k must be in 1–4"),
+        (dict(k=0), r"k must be in 1–5"),
+        (dict(k=2, similarity="introspective", backend="faiss"), "faiss has no index"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            search(e, e, **bad)
+    with pytest.raises(UnknownNameError, match="did you mean 'cosine'"):
+        search(e, e, 2, similarity="cosin")
+    with pytest.raises(ValueError, match="8-d and the gallery 4-d"):
+        search(e, make_embedding(5, 4, dtype=torch.float32), 2)
+    broken = make_embedding(5, dtype=torch.float32)
+    broken.semantic[2] = torch.nan
+    with pytest.raises(ValueError, match="NaN or inf in 1 of 5"):
+        search(broken, e, 2)
+
+
+def slow_metrics(neighbours, labels, ks):
+    rows = []
+    for i, near in enumerate(neighbours):
+        r = sum(1 for j, y in enumerate(labels) if y == labels[i] and j != i)
+        if r == 0:
+            continue
+        hit = [labels[j] == labels[i] for j in near]
+        precision = [sum(hit[: n + 1]) / (n + 1) for n in range(r)]
+        row = {f"recall@{k}": float(any(hit[:k])) for k in ks}
+        row |= {"r_precision": sum(hit[:r]) / r, "map@r": sum(p for p, h in zip(precision, hit[:r], strict=True) if h) / r}
+        rows.append(row)
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def test_metrics_equal_the_slow_loop_also_with_single_image_classes():
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        n = int(rng.integers(8, 40))
+        labels = torch.from_numpy(rng.integers(0, 6, n))
+        e = make_embedding(n, 4, seed=seed, dtype=torch.float32)
+        near = search(e, e, n - 1, exclude_self=True)
+        if not any((labels == y).sum() > 1 for y in labels):
+            continue
+        got = retrieval_metrics(near, labels, labels, (1, 2, 4))
+        want = slow_metrics(near.indices.tolist(), labels.tolist(), (1, 2, 4))
+        assert got == pytest.approx(want, abs=1e-12)
+
+
+def test_metrics_equal_pytorch_metric_learning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # warnings of that library's own imports
+        from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+        from pytorch_metric_learning.utils.inference import CustomKNN
+        from pytorch_metric_learning.distances import CosineSimilarity
+
+        labels = torch.arange(12).repeat_interleave(9)
+        centres = torch.randn(12, 16)
+        semantic = torch.nn.functional.normalize(centres[labels] + 1.2 * torch.randn(len(labels), 16))
+        oracle = AccuracyCalculator(
+            include=("precision_at_1", "r_precision", "mean_average_precision_at_r"), k="max_bin_count",
+            knn_func=CustomKNN(CosineSimilarity()),
+        ).get_accuracy(semantic, labels)  # fmt: skip
+    ours = idml_zoo.evaluate_embeddings(Embedding(semantic, torch.zeros_like(semantic)), labels)
+    assert ours["recall@1"] == pytest.approx(oracle["precision_at_1"], abs=1e-9)
+    assert ours["r_precision"] == pytest.approx(oracle["r_precision"], abs=1e-9)
+    assert ours["map@r"] == pytest.approx(oracle["mean_average_precision_at_r"], abs=1e-9)
+    assert 0.2 < ours["recall@1"] < 1, "a case that is neither trivial nor hopeless"
+
+
+def test_query_and_gallery_may_differ():
+    q, g = make_embedding(4, dtype=torch.float32), make_embedding(6, seed=2, dtype=torch.float32)
+    near = search(q, g, 6)
+    yq, yg = torch.tensor([0, 1, 2, 9]), torch.tensor([0, 0, 1, 1, 2, 2])
+    values = per_query_metrics(near, yq, yg, (1, 6))
+    assert values["recall@6"][:3].tolist() == [1, 1, 1] and torch.isnan(values["recall@6"][3])
+
+
+def test_too_few_neighbours_are_refused_not_padded():
+    """The released code reports R@100 from 12 neighbours; here that is an error."""
+    e, labels = make_embedding(30, dtype=torch.float32), torch.arange(3).repeat_interleave(10)
+    near = search(e, e, 4, exclude_self=True)
+    with pytest.raises(ValueError, match="need 20 neighbours, got 4; search with k=20"):
+        retrieval_metrics(near, labels, labels, (1, 20))
+    with pytest.raises(ValueError, match="30 queries but 29 query labels"):
+        retrieval_metrics(near, labels[:29], labels)
+    with pytest.raises(ValueError, match="one-dimensional integers"):
+        retrieval_metrics(near, labels.float(), labels)
+    with pytest.raises(ValueError, match="nothing can be retrieved"):
+        retrieval_metrics(near, torch.arange(30), torch.arange(30), (1,))
+
+
+def test_clustering_metrics_equal_scikit_learn():
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+    labels = np.repeat(np.arange(6), 20)
+    vectors = np.random.default_rng(0).normal(size=(6, 8))[labels] + 0.7 * np.random.default_rng(1).normal(size=(120, 8))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    found = [kmeans(vectors, 6, s) for s in (0, 1, 2)]
+    got = cluster_metrics(vectors, labels, (0, 1, 2))
+    nmi = [normalized_mutual_info_score(labels, f) for f in found]
+    assert got["nmi"] == pytest.approx(np.mean(nmi)) and got["nmi_std"] == pytest.approx(np.std(nmi, ddof=1))
+    assert got["ami"] == pytest.approx(np.mean([adjusted_mutual_info_score(labels, f) for f in found]))
+    pairs = [(i, j) for i in range(120) for j in range(i)]
+    same, together = ({(i, j) for i, j in pairs if x[i] == x[j]} for x in (labels, found[0]))
+    precision, recall = len(same & together) / len(together), len(same & together) / len(same)
+    assert pairwise_f1(labels, found[0]) == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+def test_kmeans_without_faiss_uses_scikit_learn(monkeypatch):
+    monkeypatch.setattr("idml_zoo.evaluation.clustering.has_faiss", lambda: False)
+    labels = np.repeat(np.arange(4), 10)
+    vectors = np.eye(4, dtype=np.float32)[labels]
+    assert cluster_metrics(vectors, labels, (3,))["nmi"] > 0.7
+
+
+def test_auroc_and_spearman():
+    wrong = np.array([False, False, True, True])
+    assert auroc(np.array([0.1, 0.4, 0.35, 0.8]), wrong) == pytest.approx(0.75)
+    assert auroc(np.ones(4), wrong) is None and auroc(np.arange(4), np.zeros(4, bool)) is None
+    assert spearman(np.arange(5), np.arange(5) ** 3) == pytest.approx(1) and spearman(np.ones(5), np.arange(5)) is None
+
+
+def test_uncertainty_columns_come_from_the_same_neighbours():
+    e, labels = make_embedding(40, dtype=torch.float32), torch.arange(4).repeat(10)
+    found = measure(e, labels, severity=e.level.numpy())
+    top1 = search(e, e, 1, exclude_self=True)
+    wrong = (labels[top1.indices[:, 0]] != labels).numpy()
+    assert found.metrics["auroc_level"] == pytest.approx(auroc(e.level.numpy(), wrong))
+    assert found.metrics["auroc_top1_similarity"] == pytest.approx(auroc(-top1.scores[:, 0].numpy(), wrong))
+    assert found.metrics["auroc_semantic_norm"] is None, "a constant norm says nothing"
+    assert found.metrics["spearman_severity"] == pytest.approx(1)
+    assert np.array_equal(found.per_query["top1"], ~wrong)
+
+
+def test_evaluate_embeddings_refuses_hopeless_data():
+    e = make_embedding(6, dtype=torch.float32)
+    for labels, message in [
+        (torch.zeros(5, dtype=torch.int64), "6 embeddings but 5 labels"),
+        (torch.arange(6), "alone in its class"),
+        (torch.zeros(6, dtype=torch.int64), "all images are of one class"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            idml_zoo.evaluate_embeddings(e, labels)
+
+
+def test_evaluate_gives_a_valid_result_and_leaves_the_model_as_it_was(tmp_path):
+    from idml_zoo.results import read_result
+
+    benchmark = idml_zoo.table_benchmark("mine", str(make_folder(tmp_path / "images")))
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=16).train()
+    model.transform = model.transform.replace(image_size=32)
+    result = idml_zoo.evaluate(model, benchmark, device="cpu", progress=False, seed=3)
+    assert model.training and result.queries == 12 and result.protocol.image_size == 32
+    path = idml_zoo.save_result(result, tmp_path / "results")
+    assert path == tmp_path / "results" / "mine" / "idml-test_resnet" / "seed3.json"
+    again = read_result(path)
+    assert again.metrics == result.metrics and again.provenance == result.provenance
+    per_query = np.load(path.with_suffix(".queries.npz"))
+    assert per_query["top1"].mean() == pytest.approx(result.metrics["recall@1"])
+    second = idml_zoo.evaluate(model, benchmark, device="cpu", progress=False, seed=3)
+    assert second.metrics == result.metrics

@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+import idml_zoo
+from idml_zoo.heads import FeaturesHead, IDMLHead, SemanticHead
+from idml_zoo.model import IDMLModel
+
+TEST_BACKBONES = ["test_resnet", "test_vit", "test_efficientnet", "test_byobnet", "test_convnext", "test_mambaout", "test_nfnet", "test_vit4"]
+
+
+@pytest.mark.parametrize("backbone", TEST_BACKBONES)
+def test_any_timm_backbone_gives_an_embedding(backbone):
+    model = idml_zoo.create_model("idml", backbone=backbone, embedding_dim=32)
+    e = model(torch.randn(2, 3, model.transform.image_size, model.transform.image_size))
+    assert e.semantic.shape == e.uncertainty.shape == (2, 32)
+    assert torch.allclose(e.semantic.norm(dim=1), torch.ones(2), atol=1e-5)
+    assert bool((e.level > 0).all())
+    assert model.pooling == ("native" if "vit" in backbone or "mambaout" in backbone else "avg+max"), "tokens and NHWC maps pool themselves"
+
+
+def test_avg_plus_max_is_the_sum_and_avg_the_mean():
+    images = torch.randn(2, 3, 96, 96)
+    model = IDMLModel("test_resnet", "features").eval()
+    maps = model.backbone.forward_features(images)
+    expected = maps.mean((2, 3)) + maps.amax((2, 3))
+    assert torch.allclose(model.forward_features(images), expected, atol=1e-5)
+    mean = IDMLModel("test_resnet", "features", pooling="avg").eval()
+    mean.load_state_dict(model.state_dict())
+    assert torch.allclose(mean.forward_features(images), maps.mean((2, 3)), atol=1e-5)
+
+
+def test_tokens_are_pooled_by_the_network_itself():
+    import timm
+
+    images = torch.randn(2, 3, 160, 160)
+    model = IDMLModel("test_vit", "features").eval()
+    own = timm.create_model("test_vit", num_classes=0).eval()
+    own.load_state_dict(model.backbone.state_dict())
+    assert torch.allclose(model.forward_features(images), own(images), atol=1e-5)
+    with pytest.raises(ValueError, match="pools its own tokens"):
+        IDMLModel("test_vit", pooling="avg+max")
+
+
+def test_a_head_wider_than_the_feature_map_is_asked_for_its_real_width():
+    """mobilenetv3 widens its features after pooling (576 -> 1024): the head must take the latter."""
+    model = IDMLModel("mobilenetv3_small_050", "features").eval()
+    assert model.forward_features(torch.randn(1, 3, 64, 64)).shape == (1, 1024)
+
+
+def test_bad_input_and_names_are_refused():
+    model = IDMLModel("test_resnet")
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\), got \(3, 8, 8\)"):
+        model(torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match="unknown backbone 'resnet5O'.*did you mean resnet50"):
+        IDMLModel("resnet5O")
+    with pytest.raises(ValueError, match="unknown pooling 'max'"):
+        IDMLModel("test_resnet", pooling="max")
+    with pytest.raises(ValueError, match="unknown head 'idlm'.*'idml'"):
+        IDMLModel("test_resnet", "idlm")
+
+
+def test_heads():
+    features = torch.randn(4, 24)
+    semantic = SemanticHead(24, 16)(features)
+    assert bool((semantic.level == 0).all())
+    idml = IDMLHead(24, 4096, initial_level=0.1)(features)
+    assert idml.level.mean().item() == pytest.approx(0.1, rel=0.1), "initial_level is the expected level"
+    head = IDMLHead(24, 8)
+    assert torch.allclose(head(features).level, head(7 * features).level, atol=1e-5), "blind to the features' norm"
+    plain = IDMLHead(24, 8, uncertainty_input="features")
+    assert torch.allclose(7 * plain(features).level, plain(7 * features).level, atol=1e-5)
+    assert FeaturesHead(24)(features).semantic_norm.allclose(features.norm(dim=1))
+    with pytest.raises(ValueError, match="cannot project"):
+        FeaturesHead(24, 8)
+    with pytest.raises(ValueError, match="initial_level must be positive"):
+        IDMLHead(24, 8, initial_level=0)
+    with pytest.raises(ValueError, match="'normalized' or 'features'"):
+        IDMLHead(24, 8, uncertainty_input="raw")
+
+
+def test_a_frozen_backbone_gets_no_gradient():
+    model = IDMLModel("test_resnet", "idml", 16)
+    model.backbone_frozen = True
+    model(torch.randn(2, 3, 64, 64)).semantic.sum().backward()
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert all(p.grad is not None for p in model.head.semantic.parameters())
+
+
+def test_the_model_works_in_half_precision():
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=64).to(torch.bfloat16)
+    e = model(torch.randn(2, 3, 64, 64, dtype=torch.bfloat16))
+    assert e.dtype == torch.bfloat16
+    e.check_values()
