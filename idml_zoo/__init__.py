@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from idml_zoo.version import __version__
 
 if TYPE_CHECKING:
-    from idml_zoo.data.benchmark import Benchmark
-    from idml_zoo.data.table import table_benchmark
+    from idml_zoo.data.benchmark import Benchmark, table_benchmark
     from idml_zoo.evaluation.knn import search
     from idml_zoo.evaluation.protocol import evaluate, evaluate_embeddings, save_result
     from idml_zoo.evaluation.retrieval import retrieval_metrics
@@ -40,7 +39,7 @@ _PUBLIC = {
     "save_pretrained": "hub",
     "save_result": "evaluation.protocol",
     "search": "evaluation.knn",
-    "table_benchmark": "data.table",
+    "table_benchmark": "data.benchmark",
 }
 
 __all__ = [  # noqa: RUF022: the order of _PUBLIC, which a test compares

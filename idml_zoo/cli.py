@@ -53,10 +53,12 @@ def _eval(args: argparse.Namespace) -> int:
         import torch
 
         torch.manual_seed(args.seed)
-    pretrained = {"none": False, "timm": True, "package": "package"}[args.backbone_weights]
-    model = create_model(args.model, local, backbone=args.backbone, pooling=args.pooling, backbone_pretrained=pretrained)
+    model = create_model(
+        args.model, local, backbone=args.backbone, pooling=args.pooling, backbone_pretrained=args.backbone_weights
+    )
     about: dict[str, str] = {}
-    source = "none" if not pretrained else f"{args.backbone_weights}:{model.config['backbone']}"
+    weights = args.backbone_weights
+    source = "none" if weights == "none" else f"{weights}:{model.config['backbone']}"
     if local:
         folder = Path(args.model[len(LOCAL) :])
         meta = read_config(folder)["meta"]
@@ -103,14 +105,19 @@ def _leaderboard(args: argparse.Namespace) -> int:
         return 0
     wrong = check(args.root)
     if wrong:
-        print(f"{args.root}: {', '.join(wrong)} differ from the result files; run `idml-zoo leaderboard build`", file=sys.stderr)
+        print(
+            f"{args.root}: {', '.join(wrong)} differ from the result files; run `idml-zoo leaderboard build`",
+            file=sys.stderr,
+        )
         return 1
     print(f"{args.root}: every table agrees with its result files")
     return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="idml-zoo", description="Introspective deep metric learning over timm: zoo and benchmark.")
+    parser = argparse.ArgumentParser(
+        prog="idml-zoo", description="Introspective deep metric learning over timm: zoo and benchmark."
+    )
     parser.add_argument("--version", action="version", version=f"idml_zoo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -125,12 +132,16 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("model", help="a name of `idml-zoo list`, 'local-dir:FOLDER', or a head with --backbone")
     one.add_argument("benchmark", help="a name of `idml-zoo list --what benchmarks`")
     one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
-    one.add_argument("--backbone", help="timm model, for a head ('idml', 'semantic', 'features' = plain pooled features)")
+    one.add_argument(
+        "--backbone", help="timm model, for a head ('idml', 'semantic', 'features' = plain pooled features)"
+    )
     one.add_argument("--backbone-weights", choices=("none", "timm", "package"), default="none")
     one.add_argument("--pooling", choices=("avg+max", "avg", "native"))
     one.add_argument("--image-size", type=int, help="pixels")
     one.add_argument("--crop-fraction", type=float, help="resize to image size / this, then crop (default 0.875)")
-    one.add_argument("--similarity", nargs="+", choices=("cosine", "introspective"), default=["cosine"], help="one row for each")
+    one.add_argument(
+        "--similarity", nargs="+", choices=("cosine", "introspective"), default=["cosine"], help="one row for each"
+    )
     one.add_argument("--row", help="name of the row (default: head and backbone)")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--batch-size", type=int, default=64)
@@ -140,7 +151,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("leaderboard", help="make the tables from result files, or check that they agree")
     one.add_argument("action", choices=("build", "check"))
-    one.add_argument("--root", default="leaderboard", help="folder with results/ and reported.csv (default: leaderboard)")
+    one.add_argument(
+        "--root", default="leaderboard", help="folder with results/ and reported.csv (default: leaderboard)"
+    )
     one.set_defaults(run=_leaderboard)
     return parser
 

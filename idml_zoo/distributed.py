@@ -20,7 +20,8 @@ def gather(embedding: Embedding, labels: Tensor) -> tuple[Embedding, Tensor]:
     from torch.distributed.nn.functional import all_gather
 
     whole = Embedding(
-        torch.cat(all_gather(embedding.semantic.contiguous())), torch.cat(all_gather(embedding.uncertainty.contiguous()))
+        torch.cat(all_gather(embedding.semantic.contiguous())),
+        torch.cat(all_gather(embedding.uncertainty.contiguous())),
     )
     parts = [torch.empty_like(labels) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, labels.contiguous())

@@ -101,7 +101,9 @@ class FeaturesHead(nn.Module):
     def __init__(self, in_features: int, embedding_dim: int | None = None) -> None:
         super().__init__()
         if embedding_dim not in (None, in_features):
-            raise ValueError(f"the head 'features' cannot project: embedding_dim must be {in_features}, got {embedding_dim}")
+            raise ValueError(
+                f"the head 'features' cannot project: embedding_dim must be {in_features}, got {embedding_dim}"
+            )
 
     def forward(self, features: Tensor) -> Embedding:
         """``(B, F)`` features to an Embedding of B images with D = F."""

@@ -91,13 +91,18 @@ def group(results: Iterable[Result]) -> list[Row]:
 
     def order(row: Row) -> tuple[str, str, float, str]:
         recall = row.values("recall@1")
-        return row.first.benchmark, row.first.protocol.split, -statistics.fmean(recall) if recall else 0.0, row.first.row
+        return (
+            row.first.benchmark,
+            row.first.protocol.split,
+            -statistics.fmean(recall) if recall else 0.0,
+            row.first.row,
+        )
 
     return sorted(grouped, key=order)
 
 
 def percent(values: Sequence[float] | None) -> str:
-    """"57.4", "57.4 ± 0.3" for several seeds, "–" where missing."""
+    """ "57.4", "57.4 ± 0.3" for several seeds, "–" where missing."""
     if not values:
         return "–"
     mean = f"{100 * statistics.fmean(values):.1f}"
@@ -193,11 +198,31 @@ def _csv(rows: Sequence[Row], reported: Sequence[dict[str, str]]) -> str:
     metrics = list(dict.fromkeys([*sorted({m for w in rows for m in w.first.metrics}), *_reported_metrics(reported)]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    facts = ["kind", "row", "split", "variant", "backbone", "dim", "training", "search", "image_size", "seeds", "source"]
+    facts = [
+        "kind",
+        "row",
+        "split",
+        "variant",
+        "backbone",
+        "dim",
+        "training",
+        "search",
+        "image_size",
+        "seeds",
+        "source",
+    ]
     writer.writerow(facts + [f"{m}{end}" for m in metrics for end in ("", "_seed_std")])
     for row in rows:
         r = row.first
-        line = ["measured", r.row, r.protocol.split, r.model.variant, r.model.backbone, r.model.embedding_dim, r.training]
+        line = [
+            "measured",
+            r.row,
+            r.protocol.split,
+            r.model.variant,
+            r.model.backbone,
+            r.model.embedding_dim,
+            r.training,
+        ]
         line += [r.protocol.similarity, r.protocol.image_size, len(row.results)]
         line.append(" ".join(s.path("results").as_posix() for s in row.results))
         for m in metrics:

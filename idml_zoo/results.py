@@ -30,7 +30,7 @@ CHECKPOINTS = ("none", "last", "validation", "test")
 
 
 class ResultError(ValueError):
-    """A result file that is missing, half-written or not what the schema says; the message names file, field and fix."""
+    """A result file that is missing, half-written or against the schema; the message names file, field and fix."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,9 @@ def _require(ok: bool, what: str) -> None:
 
 
 def _check(r: Result) -> None:
-    _require(r.schema == SCHEMA, f"schema is {r.schema!r}, this version reads {SCHEMA}; evaluate again or update idml_zoo")
+    _require(
+        r.schema == SCHEMA, f"schema is {r.schema!r}, this version reads {SCHEMA}; evaluate again or update idml_zoo"
+    )
     for name in ("benchmark", "row"):
         value = getattr(r, name)
         _require(
@@ -175,10 +177,14 @@ def _check(r: Result) -> None:
         )
     _require(type(r.seed) is int and r.seed >= 0, f"seed must be an integer ≥ 0, got {r.seed!r}")
     _require(r.protocol.version == PROTOCOL, f"protocol version is {r.protocol.version!r}, expected {PROTOCOL}")
-    _require(r.protocol.checkpoint in CHECKPOINTS, f"checkpoint must be one of {CHECKPOINTS}, got {r.protocol.checkpoint!r}")
+    _require(
+        r.protocol.checkpoint in CHECKPOINTS, f"checkpoint must be one of {CHECKPOINTS}, got {r.protocol.checkpoint!r}"
+    )
     _require(type(r.queries) is int and r.queries > 0, f"queries must be a positive integer, got {r.queries!r}")
     left_out = r.queries_without_positive
-    _require(type(left_out) is int and 0 <= left_out < r.queries, f"queries_without_positive is {left_out!r} of {r.queries}")
+    _require(
+        type(left_out) is int and 0 <= left_out < r.queries, f"queries_without_positive is {left_out!r} of {r.queries}"
+    )
     _require("recall@1" in r.metrics, "metrics has no recall@1")
     for name, value in r.metrics.items():
         _require(name in METRICS or bool(_RECALL.fullmatch(name)), f"unknown metric {name!r}")
@@ -226,7 +232,9 @@ def read_result(path: str | Path) -> Result:
     except (ResultError, TypeError, AttributeError) as error:
         raise ResultError(f"{path}: {error}") from error
     if Path(*path.parts[-3:]) != Path(result.benchmark, result.row, f"seed{result.seed}.json"):
-        raise ResultError(f"{path} holds {result.path('')}; a result file must lie under its own benchmark, row and seed")
+        raise ResultError(
+            f"{path} holds {result.path('')}; a result file must lie under its own benchmark, row and seed"
+        )
     return result
 
 

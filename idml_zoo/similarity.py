@@ -91,7 +91,9 @@ def released_factor(semantic: Tensor, proxies: Tensor, uncertainty: Tensor | Non
         s, p = _full(semantic), _full(proxies)
         d2 = (s.square().sum(1, keepdim=True) + p.square().sum(1) - 2 * s @ p.T).clamp(min=ALPHA_FLOOR**2)
         # ‖û‖² is 1 for every image, whatever û is: this is why the uncertainty head gets no gradient [D]
-        level2 = s.new_ones(()) if uncertainty is None else F.normalize(_full(uncertainty)).square().sum(1, keepdim=True)
+        level2 = (
+            s.new_ones(()) if uncertainty is None else F.normalize(_full(uncertainty)).square().sum(1, keepdim=True)
+        )
         return torch.exp(-(level2 + 4) / (5 * d2))
 
 

@@ -57,7 +57,9 @@ class Embedding:
                     f"{name} has NaN or inf in {int(bad.sum())} of {len(value)} rows (first: row "
                     f"{int(bad.nonzero()[0])}); the network diverged or its weights or images are broken"
                 )
-        norm = torch.linalg.vector_norm(self.semantic.detach(), dim=1, dtype=torch.promote_types(self.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(
+            self.semantic.detach(), dim=1, dtype=torch.promote_types(self.dtype, torch.float32)
+        )
         off = (norm - 1).abs() > _NORM_TOLERANCE[self.dtype]
         if off.any():
             row = int(off.nonzero()[0])
@@ -136,7 +138,9 @@ class Neighbours:
         if self.indices.ndim != 2 or self.indices.dtype != torch.int64:
             raise ValueError(f"indices must be int64 (N, k), got {self.indices.dtype} {tuple(self.indices.shape)}")
         if self.scores.shape != self.indices.shape:
-            raise ValueError(f"scores must have the shape of indices {tuple(self.indices.shape)}, got {tuple(self.scores.shape)}")
+            raise ValueError(
+                f"scores must have the shape of indices {tuple(self.indices.shape)}, got {tuple(self.scores.shape)}"
+            )
 
     def __len__(self) -> int:
         return self.indices.shape[0]

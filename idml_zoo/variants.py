@@ -28,5 +28,7 @@ variants: Registry[Variant] = Registry("variant")
 variants.add("pa", Variant("semantic", "cosine", False, "Proxy Anchor: the baseline"))
 variants.add("pa_mixup", Variant("semantic", "cosine", True, "Proxy Anchor with IDML's mixup: the control"))
 variants.add("idml_released", Variant("idml", "released", True, "the authors' released code, exactly"))
-variants.add("idml", Variant("idml", "introspective", True, "the paper's metric with a learned uncertainty: the default"))
+variants.add(
+    "idml", Variant("idml", "introspective", True, "the paper's metric with a learned uncertainty: the default")
+)
 variants.add("idml_no_mixup", Variant("idml", "introspective", False, "the paper's metric without mixup"))

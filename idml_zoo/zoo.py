@@ -80,7 +80,9 @@ models: Registry[Record] = Registry("model")
 for _benchmark in ("cub", "cars196", "sop", "glyphs"):
     for _backbone in BACKBONES:
         for _head in ("idml", "semantic"):
-            _recipe = f"recipes/{_benchmark}_resnet50.yaml" if _backbone == "resnet50" and _benchmark != "glyphs" else None
+            _recipe = (
+                f"recipes/{_benchmark}_resnet50.yaml" if _backbone == "resnet50" and _benchmark != "glyphs" else None
+            )
             models.add(f"{_head}_{_backbone}_{_benchmark}", Record(_head, _backbone, _benchmark, recipe=_recipe))
 for _head in ("idml", "semantic"):
     models.add(
@@ -119,8 +121,8 @@ def create_model(
         pretrained: load the trained weights of that name.
         backbone: any timm model, for a head's name.
         embedding_dim: D; default 512.
-        backbone_pretrained: start the backbone from ImageNet weights: True, those of timm (from the Hub or its
-            cache); "package", those of the extra ``idml-zoo[weights]`` (no Hub needed).
+        backbone_pretrained: start the backbone from ImageNet weights: True or "timm", those of timm (from the Hub or
+            its cache); "package", those of the extra ``idml-zoo[weights]`` (no Hub needed). False or "none": random.
         pooling: "avg+max", "avg" or "native"; see :func:`idml_zoo.model.create_backbone`.
         head_options: further options of the head, such as ``{"uncertainty_input": "features"}``.
         backbone_options: passed to ``timm.create_model``.
@@ -131,7 +133,14 @@ def create_model(
         WeightsError: a local folder that does not hold what it should.
     """
     if name.startswith(LOCAL):
-        if backbone or embedding_dim or pooling or head_options or backbone_options or backbone_pretrained:
+        if (
+            backbone
+            or embedding_dim
+            or pooling
+            or head_options
+            or backbone_options
+            or backbone_pretrained not in (False, "none")
+        ):
             raise ValueError(f"{name}: the folder's config.json says what the network is; give no other options")
         from idml_zoo.hub import load_local
 
@@ -140,7 +149,9 @@ def create_model(
     if name in models:
         record = models[name]
         if backbone is not None:
-            raise ValueError(f"{name!r} names its backbone already ({record.backbone}); use {record.head!r} with backbone=")
+            raise ValueError(
+                f"{name!r} names its backbone already ({record.backbone}); use {record.head!r} with backbone="
+            )
         if pretrained:
             raise ValueError(_no_weights(name, record))
         chosen = BACKBONES[record.backbone]
@@ -160,7 +171,9 @@ def create_model(
         raise ValueError(f"{name!r} is a head: create_model({name!r}, backbone='resnet50') puts it on a timm model")
     else:
         raise unknown_name("model", name, models, "idml_zoo.list_models() lists all; idml-zoo list on the command line")
-    return _build(head, backbone, embedding_dim, backbone_pretrained, pooling, head_options, transform, backbone_options)
+    return _build(
+        head, backbone, embedding_dim, backbone_pretrained, pooling, head_options, transform, backbone_options
+    )
 
 
 def _build(
@@ -175,15 +188,15 @@ def _build(
 ) -> IDMLModel:
     from idml_zoo.model import IDMLModel
 
-    if backbone_pretrained not in (True, False, "package"):
-        raise ValueError(f"backbone_pretrained must be True (timm), 'package' or False, got {backbone_pretrained!r}")
+    if backbone_pretrained not in (True, False, "timm", "none", "package"):
+        raise ValueError(f"backbone_pretrained must be True ('timm'), 'package' or False, got {backbone_pretrained!r}")
     model = IDMLModel(
         backbone,
         head,
         embedding_dim,
         pooling,
         head_options,
-        pretrained=backbone_pretrained is True,
+        pretrained=backbone_pretrained in (True, "timm"),
         **backbone_options,
     )
     if backbone_pretrained == "package":
@@ -203,7 +216,8 @@ def _no_weights(name: str, record: Record) -> str:
     how = f"accelerate launch recipes/train.py --config {recipe}" if record.recipe else f"accelerate launch {recipe}"
     return (
         f"{name!r} has no published weights yet. Train it: `{how}`, then "
-        f"create_model('local-dir:RUN_FOLDER/model', pretrained=True); or start from ImageNet with backbone_pretrained=True"
+        "create_model('local-dir:RUN_FOLDER/model', pretrained=True); "
+        "or start from ImageNet with backbone_pretrained=True"
     )
 
 

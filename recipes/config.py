@@ -138,7 +138,8 @@ def build(values: dict[str, Any], source: str) -> dict[str, Any]:
         if key not in TYPES:
             close = nearest(str(key), TYPES)
             raise ConfigError(
-                f"{source}: unknown key {key!r}; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(TYPES)}")
+                f"{source}: unknown key {key!r}; "
+                + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(TYPES)}")
             )
     return {key: _convert(key, value) for key, value in values.items()}
 

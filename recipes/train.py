@@ -1,6 +1,6 @@
 """Train a model, measure it, add its row to a leaderboard. Read it from top to bottom.
 
-    accelerate launch recipes/train.py                                   # the quickstart: glyphs, about a minute on 2 cores
+    accelerate launch recipes/train.py               # the quickstart: glyphs, two minutes on 2 cores
     accelerate launch recipes/train.py --config recipes/cub_resnet50.yaml variant=pa_mixup seed=1 data_root=/data
     accelerate launch recipes/train.py --config recipes/cub_resnet50.yaml benchmark=mine source=path/to/folder
 
@@ -32,9 +32,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import idml_zoo
-from idml_zoo.data.benchmark import Benchmark, DataError, Split
+from idml_zoo.data.benchmark import Benchmark, DataError, table_benchmark
 from idml_zoo.data.images import ImageDataset
-from idml_zoo.data.table import table_benchmark
+from idml_zoo.data.split import Split
 from idml_zoo.distributed import gather
 from idml_zoo.evaluation.protocol import code_state, evaluate, save_result
 from idml_zoo.hub import WEIGHTS, WeightsError, save_pretrained, sha256_of
@@ -70,9 +70,11 @@ def load_benchmark(config: Config) -> tuple[Benchmark, Split, Split]:
     """The benchmark's record, the training split, and the split to measure."""
     if config.source:
         benchmark = table_benchmark(
-            config.benchmark, Path(config.source).absolute() if Path(config.source).exists() else config.source,
-            config.train_classes or None, config.test_classes or None,
-        )  # fmt: skip
+            config.benchmark,
+            Path(config.source).absolute() if Path(config.source).exists() else config.source,
+            config.train_classes or None,
+            config.test_classes or None,
+        )
     else:
         benchmark = benchmarks[config.benchmark]
     splits = benchmark.splits(config.data_root)
@@ -90,7 +92,7 @@ def build_model(config: Config, benchmark: Benchmark, variant: Variant) -> IDMLM
         variant.head,
         backbone=config.backbone,
         embedding_dim=config.embedding_dim,
-        backbone_pretrained={"none": False, "timm": True, "package": "package"}[config.backbone_weights],
+        backbone_pretrained=config.backbone_weights,
         pooling=config.pooling or None,
         head_options=options if variant.head == "idml" else None,
         **config.backbone_options,
@@ -152,7 +154,9 @@ def run(config: Config) -> list[Result]:
     accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
     world, main = accelerator.num_processes, accelerator.is_main_process
     if config.batch_size % world:
-        raise ConfigError(f"batch_size {config.batch_size} (over all processes) must be a multiple of the {world} processes")
+        raise ConfigError(
+            f"batch_size {config.batch_size} (over all processes) must be a multiple of the {world} processes"
+        )
     if accelerator.device.type == "cpu":
         keep_memory()
     set_seed(config.seed)
@@ -160,20 +164,32 @@ def run(config: Config) -> list[Result]:
     # data and network
     benchmark, train, measured = load_benchmark(config)
     if len(train) < config.batch_size:
-        raise TrainingError(f"{len(train)} training images do not fill one batch of {config.batch_size}; lower batch_size")
+        raise TrainingError(
+            f"{len(train)} training images do not fill one batch of {config.batch_size}; lower batch_size"
+        )
     model = build_model(config, benchmark, variant)
     name = config.name or f"{config.variant}-{config.backbone.split('.')[0]}-{model.transform.image_size}px"
     name += "-validation" if config.evaluate_on == "validation" else ""
     criterion = ProxyAnchor(
-        train.num_classes, config.embedding_dim, variant.similarity, config.scale, config.margin, config.tau,
+        train.num_classes,
+        config.embedding_dim,
+        variant.similarity,
+        config.scale,
+        config.margin,
+        config.tau,
         config.proxy_uncertainty,
-    )  # fmt: skip
+    )
     training_transform, _ = idml_zoo.create_transforms(model)
     loader: Any = torch.utils.data.DataLoader(
-        ImageDataset(train, training_transform), config.batch_size // world, shuffle=True, drop_last=True,
-        num_workers=workers, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
+        ImageDataset(train, training_transform),
+        config.batch_size // world,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(config.seed),
-    )  # fmt: skip
+    )
     optimizer: Any = torch.optim.AdamW(parameter_groups(config, model, criterion), weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, config.lr_step, config.lr_gamma)
 
@@ -204,10 +220,14 @@ def run(config: Config) -> list[Result]:
     log = (folder / "log.csv").open("w", newline="") if main else None
     writer = csv.writer(log) if log else None
     bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.3f}"),
-        console=console, disable=not main,
-    )  # fmt: skip
+        console=console,
+        disable=not main,
+    )
     statistics: dict[str, float] = {}
     started, step = time.perf_counter(), 0
     with bar:
@@ -229,8 +249,8 @@ def run(config: Config) -> list[Result]:
                     value = loss.item()  # the one place that waits for the device
                     if not torch.isfinite(loss):
                         raise TrainingError(
-                            f"the loss is {value} at step {step} (epoch {epoch + 1}); lower lr (now {config.lr:g}) or raise "
-                            f"tau. The model of the last whole epoch is in {folder / 'model'}"
+                            f"the loss is {value} at step {step} (epoch {epoch + 1}); lower lr (now {config.lr:g}) or "
+                            f"raise tau. The model of the last whole epoch is in {folder / 'model'}"
                         )
                     statistics = {k: v.item() for k, v in criterion.statistics(embedding, everyone).items()}
                     rate, tick, since = since / (time.perf_counter() - tick), time.perf_counter(), 0
@@ -257,10 +277,18 @@ def run(config: Config) -> list[Result]:
         text = f"{config.epochs} epochs at {model.transform.image_size} px, batch {config.batch_size}, lr {config.lr:g}"
         finished.append(
             evaluate(
-                model, benchmark, row=name, variant=config.variant, checkpoint="last", training=text, recipe=recipe,
-                train_seconds=train_seconds, statistics=statistics,
-                weights_sha256=sha256_of(folder / "model" / WEIGHTS), **about,
-            )  # fmt: skip
+                model,
+                benchmark,
+                row=name,
+                variant=config.variant,
+                checkpoint="last",
+                training=text,
+                recipe=recipe,
+                train_seconds=train_seconds,
+                statistics=statistics,
+                weights_sha256=sha256_of(folder / "model" / WEIGHTS),
+                **about,
+            )
         )
         for result in finished:
             save_result(result, Path(config.leaderboard) / "results")
@@ -282,13 +310,25 @@ def main(arguments: list[str] | None = None) -> int:
         if not finished:  # not the main process
             return 0
         build_leaderboard(config.leaderboard)
-    except (ConfigError, DataError, ResultError, TrainingError, UnknownNameError, WeightsError, FileNotFoundError, ValueError) as error:
+    except (
+        ConfigError,
+        DataError,
+        ResultError,
+        TrainingError,
+        UnknownNameError,
+        WeightsError,
+        FileNotFoundError,
+        ValueError,
+    ) as error:
         console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False, soft_wrap=True)
         return 1
     folder = Path(config.output) / finished[-1].benchmark / finished[-1].row / f"seed{config.seed}"
     out = Console()
     out.print(summary(finished))
-    out.print(f"model    {folder / 'model'}   idml_zoo.create_model('local-dir:{folder / 'model'}', pretrained=True)", soft_wrap=True)
+    out.print(
+        f"model    {folder / 'model'}   idml_zoo.create_model('local-dir:{folder / 'model'}', pretrained=True)",
+        soft_wrap=True,
+    )
     out.print(f"log      {folder / 'log.csv'}", soft_wrap=True)
     out.print(f"result   {finished[-1].path(Path(config.leaderboard) / 'results')}", soft_wrap=True)
     out.print(f"table    {Path(config.leaderboard) / 'README.md'}", soft_wrap=True)

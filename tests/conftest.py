@@ -33,7 +33,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def make_embedding(count: int, dim: int = 8, level: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Embedding:
+def make_embedding(
+    count: int, dim: int = 8, level: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Embedding:
     generator = torch.Generator().manual_seed(seed)
     semantic = torch.nn.functional.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64))
     uncertainty = level * torch.randn(count, dim, generator=generator, dtype=torch.float64) / dim**0.5

@@ -62,9 +62,9 @@ def test_introspective_search_equals_the_slow_loop(monkeypatch):
 def test_search_refuses_what_it_cannot_do():
     e = make_embedding(5, dtype=torch.float32)
     for bad, message in [
-        (dict(k=5, exclude_self=True), r"k must be in 1–4"),
-        (dict(k=0), r"k must be in 1–5"),
-        (dict(k=2, similarity="introspective", backend="faiss"), "faiss has no index"),
+        ({"k": 5, "exclude_self": True}, r"k must be in 1–4"),
+        ({"k": 0}, r"k must be in 1–5"),
+        ({"k": 2, "similarity": "introspective", "backend": "faiss"}, "faiss has no index"),
     ]:
         with pytest.raises(ValueError, match=message):
             search(e, e, **bad)
@@ -87,7 +87,10 @@ def slow_metrics(neighbours, labels, ks):
         hit = [labels[j] == labels[i] for j in near]
         precision = [sum(hit[: n + 1]) / (n + 1) for n in range(r)]
         row = {f"recall@{k}": float(any(hit[:k])) for k in ks}
-        row |= {"r_precision": sum(hit[:r]) / r, "map@r": sum(p for p, h in zip(precision, hit[:r], strict=True) if h) / r}
+        row |= {
+            "r_precision": sum(hit[:r]) / r,
+            "map@r": sum(p for p, h in zip(precision, hit[:r], strict=True) if h) / r,
+        }
         rows.append(row)
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
@@ -109,17 +112,18 @@ def test_metrics_equal_the_slow_loop_also_with_single_image_classes():
 def test_metrics_equal_pytorch_metric_learning():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of that library's own imports
+        from pytorch_metric_learning.distances import CosineSimilarity
         from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
         from pytorch_metric_learning.utils.inference import CustomKNN
-        from pytorch_metric_learning.distances import CosineSimilarity
 
         labels = torch.arange(12).repeat_interleave(9)
         centres = torch.randn(12, 16)
         semantic = torch.nn.functional.normalize(centres[labels] + 1.2 * torch.randn(len(labels), 16))
         oracle = AccuracyCalculator(
-            include=("precision_at_1", "r_precision", "mean_average_precision_at_r"), k="max_bin_count",
+            include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
+            k="max_bin_count",
             knn_func=CustomKNN(CosineSimilarity()),
-        ).get_accuracy(semantic, labels)  # fmt: skip
+        ).get_accuracy(semantic, labels)
     ours = idml_zoo.evaluate_embeddings(Embedding(semantic, torch.zeros_like(semantic)), labels)
     assert ours["recall@1"] == pytest.approx(oracle["precision_at_1"], abs=1e-9)
     assert ours["r_precision"] == pytest.approx(oracle["r_precision"], abs=1e-9)
@@ -153,7 +157,9 @@ def test_clustering_metrics_equal_scikit_learn():
     from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
     labels = np.repeat(np.arange(6), 20)
-    vectors = np.random.default_rng(0).normal(size=(6, 8))[labels] + 0.7 * np.random.default_rng(1).normal(size=(120, 8))
+    vectors = np.random.default_rng(0).normal(size=(6, 8))[labels] + 0.7 * np.random.default_rng(1).normal(
+        size=(120, 8)
+    )
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     found = [kmeans(vectors, 6, s) for s in (0, 1, 2)]
     got = cluster_metrics(vectors, labels, (0, 1, 2))

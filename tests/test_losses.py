@@ -16,8 +16,12 @@ def slow_proxy_anchor(similarity, labels, scale, margin):
     with_positive = sorted(set(labels.tolist()))
     pull = push = 0.0
     for p in range(classes):
-        positive = sum(math.exp(-scale * (similarity[i, p].item() - margin)) for i in range(len(labels)) if labels[i] == p)
-        negative = sum(math.exp(scale * (similarity[i, p].item() + margin)) for i in range(len(labels)) if labels[i] != p)
+        positive = sum(
+            math.exp(-scale * (similarity[i, p].item() - margin)) for i in range(len(labels)) if labels[i] == p
+        )
+        negative = sum(
+            math.exp(scale * (similarity[i, p].item() + margin)) for i in range(len(labels)) if labels[i] != p
+        )
         pull += math.log(1 + positive) if p in with_positive else 0.0
         push += math.log(1 + negative)
     return pull / len(with_positive) + push / classes
@@ -45,7 +49,11 @@ def test_proxy_anchor_equals_pytorch_metric_learning():
     theirs.backward()
     mine.backward()
     assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert torch.allclose(s1.grad - (s1.grad * s1).sum(1, keepdim=True) * s1, s2.grad - (s2.grad * s2).sum(1, keepdim=True) * s2, atol=1e-5)
+    assert torch.allclose(
+        s1.grad - (s1.grad * s1).sum(1, keepdim=True) * s1,
+        s2.grad - (s2.grad * s2).sum(1, keepdim=True) * s2,
+        atol=1e-5,
+    )
     assert torch.allclose(oracle.proxies.grad, ours.proxies.grad, atol=1e-5)
 
 

@@ -5,7 +5,16 @@ import idml_zoo
 from idml_zoo.heads import FeaturesHead, IDMLHead, SemanticHead
 from idml_zoo.model import IDMLModel
 
-TEST_BACKBONES = ["test_resnet", "test_vit", "test_efficientnet", "test_byobnet", "test_convnext", "test_mambaout", "test_nfnet", "test_vit4"]
+TEST_BACKBONES = [
+    "test_resnet",
+    "test_vit",
+    "test_efficientnet",
+    "test_byobnet",
+    "test_convnext",
+    "test_mambaout",
+    "test_nfnet",
+    "test_vit4",
+]
 
 
 @pytest.mark.parametrize("backbone", TEST_BACKBONES)
@@ -15,7 +24,9 @@ def test_any_timm_backbone_gives_an_embedding(backbone):
     assert e.semantic.shape == e.uncertainty.shape == (2, 32)
     assert torch.allclose(e.semantic.norm(dim=1), torch.ones(2), atol=1e-5)
     assert bool((e.level > 0).all())
-    assert model.pooling == ("native" if "vit" in backbone or "mambaout" in backbone else "avg+max"), "tokens and NHWC maps pool themselves"
+    assert model.pooling == ("native" if "vit" in backbone or "mambaout" in backbone else "avg+max"), (
+        "tokens and NHWC maps pool themselves"
+    )
 
 
 def test_avg_plus_max_is_the_sum_and_avg_the_mean():

@@ -1,121 +1,18 @@
-"""What a benchmark is: two class-disjoint splits of labelled images, and the record that finds and checks them."""
+"""What a benchmark is: the record that finds and checks its splits. No numpy here, for tables need the titles."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from idml_zoo.data.split import Splits
 
 
 class DataError(ValueError):
-    """Data that is missing, broken or not the benchmark it claims to be; the message says what, expected, and remedy."""
-
-
-class ImageSource(Protocol):
-    """A list of images that are decoded when asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Image:
-        """The RGB image at ``index``; DataError if it cannot be decoded."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What to call image ``index`` in a message: its path, or its place in a file."""
-        ...
-
-    def fingerprint(self, index: int) -> bytes:
-        """Bytes that identify the image's content or, where reading all content would be slow, its file and size."""
-        ...
-
-
-@dataclass(frozen=True)
-class Split:
-    """Labelled images.
-
-    Attributes:
-        images: N images.
-        labels: ``(N,)`` int64, contiguous from 0 within the split.
-        class_names: C names, by label.
-        extras: per-image arrays of length N that an analysis may use ("severity", ...), none of them needed.
-    """
-
-    images: ImageSource
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    extras: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        found = np.unique(self.labels)
-        if len(self.labels) != len(self.images):
-            raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
-        if len(self.labels) == 0:
-            raise DataError("a split has no images; check the folder or file, and the classes chosen from it")
-        if len(found) < 2:
-            raise DataError(f"a split has one class only ({self.class_names[0]!r}); retrieval needs at least two")
-        if found[0] != 0 or found[-1] != len(found) - 1 or len(found) != len(self.class_names):
-            raise DataError(f"labels must run from 0 to {len(self.class_names) - 1} without gaps, found {len(found)} values")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def fingerprint(self) -> str:
-        """sha256 over every image's own fingerprint and label, in order."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
-        for i in range(len(self)):
-            digest.update(self.images.fingerprint(i))
-        return digest.hexdigest()
-
-    def select_classes(self, classes: Sequence[int] | np.ndarray) -> Split:
-        """The images of some classes, relabelled from 0 in the given order of classes."""
-        order = np.full(self.num_classes, -1, dtype=np.int64)
-        order[np.asarray(classes)] = np.arange(len(classes))
-        rows = np.flatnonzero(order[self.labels] >= 0)
-        return Split(
-            Subset(self.images, rows),
-            order[self.labels[rows]],
-            tuple(self.class_names[c] for c in classes),
-            {k: v[rows] for k, v in self.extras.items()},
-        )
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some rows of an image source."""
-
-    images: ImageSource
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Image:
-        return self.images[int(self.rows[index])]
-
-    def name(self, index: int) -> str:
-        return self.images.name(int(self.rows[index]))
-
-    def fingerprint(self, index: int) -> bytes:
-        return self.images.fingerprint(int(self.rows[index]))
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A loaded benchmark: ``train`` and ``test`` share no class."""
-
-    train: Split
-    test: Split
+    """Data that is missing, broken or not what it claims to be; the message says what, expected, and remedy."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +53,7 @@ class Benchmark:
         if self.counts is not None and found != self.counts:
             hint = ""
             if {found[1], found[3]} & {5994, 5794}:
-                hint = "This looks like CUB's official train/test split, which shares classes; it is not the retrieval split. "
+                hint = "This looks like CUB's official train/test split, which shares classes: another split. "
             raise DataError(
                 f"{self.name}: expected {_counts(self.counts)}; found {_counts(found)}. {hint}{self.remedy}".rstrip()
             )
@@ -165,3 +62,36 @@ class Benchmark:
 
 def _counts(c: tuple[int, int, int, int]) -> str:
     return f"train {c[0]} classes / {c[1]} images and test {c[2]} classes / {c[3]} images"
+
+
+def table_benchmark(
+    name: str,
+    source: str | Path | Sequence[str | Path],
+    train_classes: str | Sequence[int] | None = None,
+    test_classes: str | Sequence[int] | None = None,
+    hub_split: str = "train",
+    revision: str | None = None,
+    **fields: Any,
+) -> Benchmark:
+    """A benchmark over one's own images.
+
+    Args:
+        name: what result files and tables call it.
+        source: a folder with one folder per class, Parquet file(s) with columns ``image`` and ``label``, a folder of
+            such files, or a Hub data set id. Relative paths of the declared benchmarks are under the data root.
+        train_classes, test_classes: class numbers, "0-99" or a list; by default the first half trains, the rest tests.
+        hub_split, revision: for a Hub data set.
+        fields: further fields of :class:`Benchmark`.
+    """
+
+    def load(root: Path) -> Splits:
+        from idml_zoo.data.table import disjoint_splits, read_table
+
+        place: Any = source
+        if not isinstance(source, (str, Path)):
+            place = [root / s for s in source]
+        elif (root / source).exists() or Path(source).suffix == ".parquet":
+            place = root / source
+        return disjoint_splits(*read_table(place, hub_split, revision), train_classes, test_classes)
+
+    return Benchmark(name=name, title=fields.pop("title", name), load=load, **fields)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from idml_zoo.data import official
-from idml_zoo.data.benchmark import Benchmark, Splits
-from idml_zoo.data.table import table_benchmark
+from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.registry import benchmarks
 
 _CUB_URL = "https://data.caltech.edu/records/65de6-vp158"
 _SOP_URL = "https://cvgl.stanford.edu/projects/lifted_struct/"
 
 
-def _glyphs(classes: int | None):  # type: ignore[no-untyped-def]
-    def load(root: Path) -> Splits:
-        from idml_zoo.data.glyphs import load_glyphs
-
-        return load_glyphs(classes)
-
-    return load
+def _lazily(module: str, function: str) -> Callable[[Path], Any]:
+    """A loader whose module (and numpy with it) is imported when the benchmark is loaded."""
+    return lambda root: getattr(importlib.import_module(f"idml_zoo.data.{module}"), function)(root)
 
 
-_GLYPH_TRANSFORM = {"image_size": 64, "crop_fraction": 1.0, "scale": (0.5, 1.0), "flip": False, "interpolation": "bilinear"}
+def _glyphs(classes: int | None) -> Callable[[Path], Any]:
+    return lambda root: importlib.import_module("idml_zoo.data.glyphs").load_glyphs(classes)
+
+
+_GLYPH_TRANSFORM = {
+    "image_size": 64,
+    "crop_fraction": 1.0,
+    "scale": (0.5, 1.0),
+    "flip": False,
+    "interpolation": "bilinear",
+}
 _GLYPH_NOTE = "rendered from the DejaVu fonts with degradations of known severity; needs no download"
 _NOT_COMPARABLE = "**Not comparable with the paper's tables.** "
 
@@ -30,7 +37,7 @@ for _benchmark in (
     Benchmark(
         "cub",
         "CUB-200-2011",
-        official.load_cub,
+        _lazily("official", "load_cub"),
         counts=(100, 5864, 100, 5924),
         comparable=True,
         remedy=f"Get CUB_200_2011.tgz from {_CUB_URL} and extract it under the data root.",
@@ -38,7 +45,7 @@ for _benchmark in (
     Benchmark(
         "cars196",
         "Cars196",
-        official.load_cars196,
+        _lazily("official", "load_cars196"),
         counts=(98, 8054, 98, 8131),
         comparable=True,
         remedy="Put cars_annos.mat and the folder car_ims (the union of both official halves) under the data root.",
@@ -46,7 +53,7 @@ for _benchmark in (
     Benchmark(
         "sop",
         "Stanford Online Products",
-        official.load_sop,
+        _lazily("official", "load_sop"),
         ks=(1, 10, 100, 1000),
         counts=(11318, 59551, 11316, 60502),
         comparable=True,
@@ -68,7 +75,8 @@ for _benchmark in (
         "100-199",
         title="Caltech-UCSD Birds 200 (2010), cropped",
         counts=(100, 2990, 100, 3043),
-        note=_NOT_COMPARABLE + "The 2010 edition: the species of CUB-200-2011, half its images, 224 px crops around the bird",
+        note=_NOT_COMPARABLE
+        + "The 2010 edition: the species of CUB-200-2011, half its images, 224 px crops around the bird",
     ),
     table_benchmark(
         "cars196_half",

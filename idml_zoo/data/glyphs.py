@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from idml_zoo.data.benchmark import DataError, Split, Splits
+from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.split import Split, Splits
 
 SIZE = 64  # pixels
 SEED = 0
@@ -46,7 +47,9 @@ def font_paths() -> tuple[Path, ...]:
     paths = tuple(folder / f"{face}.ttf" for face in FACES)
     missing = [p.name for p in paths if not p.is_file()]
     if missing:
-        raise DataError(f"matplotlib {matplotlib.__version__} ships no {', '.join(missing)} in {folder}; reinstall matplotlib")
+        raise DataError(
+            f"matplotlib {matplotlib.__version__} ships no {', '.join(missing)} in {folder}; reinstall matplotlib"
+        )
     return paths
 
 
@@ -65,9 +68,10 @@ def code_points() -> tuple[int, ...]:
 
 @lru_cache(maxsize=1)
 def twin_groups() -> dict[int, int]:
-    """Code point to a group number, for those whose outlines equal another's in all 12 faces (A, Greek Alpha, ...).
+    """Code point to group number, for those whose outlines equal another's in all 12 faces.
 
-    Inside a group the label cannot be known from the image. Numbers follow the smallest code point of the group.
+    B, Greek Beta and Cyrillic Ve are one group. Inside a group the label cannot be known from the image. Numbers
+    follow the smallest code point of the group.
     """
     from matplotlib.ft2font import FT2Font, LoadFlags
 
@@ -99,7 +103,7 @@ def degrade(clean: np.ndarray, amount: float, rng: np.random.Generator) -> np.nd
     matrix = (a, b, middle - a * middle - b * middle + dx, d, e, middle - d * middle - e * middle + dy)
     image = Image.fromarray(clean).transform((SIZE, SIZE), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     image = image.filter(ImageFilter.GaussianBlur(3.0 * amount * rng.random()))
-    out = np.asarray(image, dtype=np.float32)
+    out: np.ndarray = np.asarray(image, dtype=np.float32)
     side = int(SIZE * 0.55 * amount * rng.random() ** 0.5)
     if side:
         top, left = rng.integers(0, SIZE - side, 2)
@@ -186,6 +190,8 @@ def load_glyphs(classes: int | None = None, seed: int = SEED) -> Splits:
     points = code_points()
     half = len(points) // 2
     if classes is not None and not 2 <= classes <= half:
-        raise DataError(f"glyphs has {half} classes in its smaller half; a subset takes 2 to {half} of each, got {classes}")
+        raise DataError(
+            f"glyphs has {half} classes in its smaller half; a subset takes 2 to {half} of each, got {classes}"
+        )
     train, test = points[:half][:classes], points[half:][:classes]
     return Splits(_split(train, seed), _split(test, seed))

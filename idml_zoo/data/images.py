@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from idml_zoo.data.benchmark import DataError, Split
+from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.split import Split
 
 
 def _decode(stream: Any, name: str) -> Image.Image:
@@ -49,7 +50,9 @@ class FileImages:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise DataError(f"image {path} is listed but cannot be read ({error.strerror}); the copy is incomplete") from error
+            raise DataError(
+                f"image {path} is listed but cannot be read ({error.strerror}); the copy is incomplete"
+            ) from error
         return f"{path.parent.name}/{path.name}:{size}\n".encode()
 
 
@@ -59,6 +62,7 @@ class EncodedImages:
 
     encoded: Any  # sequence of bytes
     names: Sequence[str]
+    files: Sequence[str | None] = ()  # where bytes are null: the file, as data sets of the Hub have it
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,8 +70,15 @@ class EncodedImages:
     def _bytes(self, index: int) -> bytes:
         value = self.encoded[index]
         data = value.as_py() if hasattr(value, "as_py") else value
+        if data is None and self.files and self.files[index]:
+            try:
+                return Path(str(self.files[index])).read_bytes()
+            except OSError as error:
+                raise DataError(f"image {self.name(index)} cannot be read ({error.strerror})") from error
         if data is None:
-            raise DataError(f"image {self.name(index)} has no bytes; the table was written without embedding its images")
+            raise DataError(
+                f"image {self.name(index)} has no bytes; the table was written without embedding its images"
+            )
         return data
 
     def __getitem__(self, index: int) -> Image.Image:

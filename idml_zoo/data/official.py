@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from idml_zoo.data.benchmark import DataError, Split, Splits
+from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.split import Split, Splits
 
 
 def _find(root: Path, *candidates: str) -> Path:
@@ -50,7 +51,9 @@ def load_cub(root: Path) -> Splits:
     images = dict(_lines(_find(base, "images.txt"), 2))
     labels = dict(_lines(_find(base, "image_class_labels.txt"), 2))
     if images.keys() != labels.keys():
-        raise DataError(f"{base}: images.txt lists {len(images)} images, image_class_labels.txt {len(labels)}; damaged copy")
+        raise DataError(
+            f"{base}: images.txt lists {len(images)} images, image_class_labels.txt {len(labels)}; damaged copy"
+        )
     names = list(images.values())
     class_names = {int(n.split(".", 1)[0]): n.split("/", 1)[0].split(".", 1)[1] for n in names}
     return _by_class(base / "images", names, np.array([int(labels[i]) for i in images]), 101, class_names)

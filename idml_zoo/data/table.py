@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from idml_zoo.data.benchmark import Benchmark, DataError, ImageSource, Split, Splits
+from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.split import ImageSource, Split, Splits
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
@@ -23,7 +24,9 @@ def read_folder(root: Path) -> tuple[ImageSource, np.ndarray, tuple[str, ...]]:
     for label, name in enumerate(classes):
         files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise DataError(f"class folder {root / name} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); fill or remove it")
+            raise DataError(
+                f"class folder {root / name} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); fill or remove it"
+            )
         paths += files
         labels += [label] * len(files)
     if not paths:
@@ -57,11 +60,11 @@ def read_hub(name: str, split: str, revision: str | None) -> tuple[ImageSource, 
         raise DataError(f"{name}: no column {' or '.join(sorted(missing))}; it has {', '.join(loaded.column_names)}")
     table = loaded.cast_column("image", datasets.Image(decode=False)).with_format("arrow")[:]
     feature = loaded.features["label"]
-    return _columns(table["image"], table["label"], name, tuple(getattr(feature, "names", None) or ()))
+    return _columns(table["image"], table["label"], name, tuple(getattr(feature, "names", None) or ()), local=True)
 
 
 def _columns(
-    image: Any, label: Any, source: str, names: tuple[str, ...] = ()
+    image: Any, label: Any, source: str, names: tuple[str, ...] = (), local: bool = False
 ) -> tuple[ImageSource, np.ndarray, tuple[str, ...]]:
     import pyarrow as pa
 
@@ -82,7 +85,7 @@ def _columns(
     known = np.unique(labels)
     class_names = tuple(names[int(k)] if names else str(int(k)) for k in known)
     titles = [f"{p or 'image'} (row {i} of {source})" for i, p in enumerate(paths)]
-    return EncodedImages(image, titles), np.searchsorted(known, labels), class_names
+    return EncodedImages(image, titles, paths if local else ()), np.searchsorted(known, labels), class_names
 
 
 def class_range(text: str | Sequence[int] | None, count: int) -> np.ndarray | None:
@@ -101,7 +104,9 @@ def class_range(text: str | Sequence[int] | None, count: int) -> np.ndarray | No
         chosen = [int(c) for c in text]
     wrong = [c for c in chosen if not 0 <= c < count]
     if wrong or len(set(chosen)) != len(chosen):
-        raise DataError(f"classes {text!r}: must be different numbers in 0–{count - 1}" + (f"; {wrong[0]} is not" if wrong else ""))
+        raise DataError(
+            f"classes {text!r}: must be different numbers in 0–{count - 1}" + (f"; {wrong[0]} is not" if wrong else "")
+        )
     return np.array(chosen, dtype=np.int64)
 
 
@@ -121,22 +126,25 @@ def disjoint_splits(
     if count < 4:
         raise DataError(f"{count} classes cannot make two splits of at least two classes each; at least 4 are needed")
     train, test = class_range(train_classes, count), class_range(test_classes, count)
-    if train is None and test is None:
-        train = np.arange(count // 2)
+    every_class = np.arange(count)
     if train is None:
-        train = np.setdiff1d(np.arange(count), test)
+        train = every_class[: count // 2] if test is None else np.setdiff1d(every_class, test)
     if test is None:
-        test = np.setdiff1d(np.arange(count), train)
+        test = np.setdiff1d(every_class, train)
     shared = np.intersect1d(train, test)
     if len(shared):
-        raise DataError(f"class {class_names[shared[0]]!r} ({shared[0]}) is in train and test; the splits must be class-disjoint")
+        raise DataError(
+            f"class {class_names[shared[0]]!r} ({shared[0]}) is in train and test; the splits must be class-disjoint"
+        )
     if min(len(train), len(test)) < 2:
         raise DataError(f"train has {len(train)} classes and test {len(test)}; each needs at least two")
     every = Split(images, labels, class_names)
     return Splits(every.select_classes(train), every.select_classes(test))
 
 
-def read_table(source: str | Path | Sequence[str | Path], hub_split: str = "train", revision: str | None = None) -> Splits | Any:
+def read_table(
+    source: str | Path | Sequence[str | Path], hub_split: str = "train", revision: str | None = None
+) -> tuple[ImageSource, np.ndarray, tuple[str, ...]]:
     """Images, labels and class names from a folder, Parquet file(s), or, where no such path exists, a Hub data set."""
     if not isinstance(source, (str, Path)):
         return read_parquet([Path(s) for s in source])
@@ -151,34 +159,3 @@ def read_table(source: str | Path | Sequence[str | Path], hub_split: str = "trai
     if str(source).count("/") == 1 and not str(source).startswith((".", "/")):
         return read_hub(str(source), hub_split, revision)
     raise DataError(f"no folder or Parquet file {path}, and {str(source)!r} is not a Hub data set id (user/name)")
-
-
-def table_benchmark(
-    name: str,
-    source: str | Path | Sequence[str | Path],
-    train_classes: str | Sequence[int] | None = None,
-    test_classes: str | Sequence[int] | None = None,
-    hub_split: str = "train",
-    revision: str | None = None,
-    **fields: Any,
-) -> Benchmark:
-    """A benchmark over one's own images.
-
-    Args:
-        name: what result files and tables call it.
-        source: a folder with one folder per class, Parquet file(s) with columns ``image`` and ``label``, a folder of
-            such files, or a Hub data set id. Relative paths of the declared benchmarks are under the data root.
-        train_classes, test_classes: class numbers, "0-99" or a list; by default the first half trains, the rest tests.
-        hub_split, revision: for a Hub data set.
-        fields: further fields of :class:`Benchmark`.
-    """
-
-    def load(root: Path) -> Splits:
-        place: Any = source
-        if not isinstance(source, (str, Path)):
-            place = [root / s for s in source]
-        elif (root / source).exists() or Path(source).suffix == ".parquet":
-            place = root / source
-        return disjoint_splits(*read_table(place, hub_split, revision), train_classes, test_classes)
-
-    return Benchmark(name=name, title=fields.pop("title", name), load=load, **fields)

@@ -39,7 +39,9 @@ class TransformConfig:
         for name in ("mean", "std", "scale"):
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
         if self.image_size < 1 or not 0 < self.crop_fraction <= 1:
-            raise ValueError(f"image_size must be ≥ 1 and crop_fraction in (0, 1], got {self.image_size}, {self.crop_fraction}")
+            raise ValueError(
+                f"image_size must be ≥ 1 and crop_fraction in (0, 1], got {self.image_size}, {self.crop_fraction}"
+            )
         if self.interpolation not in _INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, got {self.interpolation!r}")
 
@@ -75,4 +77,3 @@ def build_transforms(config: TransformConfig) -> tuple[Callable[..., Tensor], Ca
     resize = v2.Resize(round(config.image_size / config.crop_fraction), interpolation=mode)
     evaluate = v2.Compose([resize, v2.CenterCrop(config.image_size), *end])
     return train, evaluate
-

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from idml_zoo.data.benchmark import Split
 from idml_zoo.data.images import ImageDataset
+from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig, build_transforms
 from idml_zoo.types import Embedding
 
@@ -47,7 +47,9 @@ def embed(
 
     device = torch.device(device) if device is not None else default_device()
     _, evaluation = build_transforms(transform)
-    loader = DataLoader(ImageDataset(split, evaluation), batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        ImageDataset(split, evaluation), batch_size, num_workers=workers, pin_memory=device.type == "cuda"
+    )
     was_training = model.training
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     parts: list[Embedding] = []

@@ -54,7 +54,9 @@ def search(
     if queries.dim != gallery.dim:
         raise ValueError(f"queries are {queries.dim}-d and the gallery {gallery.dim}-d; they must come from one model")
     if exclude_self and len(queries) != len(gallery):
-        raise ValueError(f"exclude_self needs the same images twice, got {len(queries)} queries and {len(gallery)} in the gallery")
+        raise ValueError(
+            f"exclude_self needs the same images twice, got {len(queries)} queries and {len(gallery)} in the gallery"
+        )
     most = len(gallery) - exclude_self
     if not 1 <= k <= most:
         raise ValueError(f"k must be in 1–{most} (the gallery has {len(gallery)} images), got {k}")
@@ -63,7 +65,9 @@ def search(
     queries, gallery = queries.detach().to(torch.float32), gallery.detach().to(torch.float32)
     if backend == "faiss" and similarity != "cosine":
         raise ValueError("faiss has no index for the introspective distance; use backend='torch' (or 'auto')")
-    if similarity == "cosine" and (backend == "faiss" or (backend == "auto" and queries.device.type == "cpu" and has_faiss())):
+    if similarity == "cosine" and (
+        backend == "faiss" or (backend == "auto" and queries.device.type == "cpu" and has_faiss())
+    ):
         return _search_faiss(queries, gallery, k, exclude_self)
     return _search_torch(queries, gallery, k, similarity, exclude_self, tau, torch.arange(len(queries)))
 
@@ -94,7 +98,9 @@ def _search_torch(
             scores[torch.arange(len(scores)), rows[start : start + step]] = -torch.inf
         top = scores.topk(min(k + 1, scores.shape[1]))
         indices, values = top.indices, top.values
-        if indices.shape[1] > k:  # topk chooses freely among equals: settle by a full stable sort where the cut hits a tie
+        if (
+            indices.shape[1] > k
+        ):  # topk chooses freely among equals: settle by a full stable sort where the cut hits a tie
             tied = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
             if len(tied):
                 full = scores[tied].sort(dim=1, descending=True, stable=True)

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from idml_zoo import results
-from idml_zoo.data.benchmark import Benchmark, Split
+from idml_zoo.data.benchmark import Benchmark
+from idml_zoo.data.split import Split
 from idml_zoo.evaluation.clustering import cluster_metrics, kmeans_settings
 from idml_zoo.evaluation.embed import default_device, embed
 from idml_zoo.evaluation.knn import search
@@ -132,7 +133,17 @@ def code_state() -> tuple[str | None, bool | None]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "idml_zoo": __version__}
-    for name in ("torch", "torchvision", "timm", "accelerate", "scikit-learn", "numpy", "pillow", "faiss-gpu", "faiss-cpu"):
+    for name in (
+        "torch",
+        "torchvision",
+        "timm",
+        "accelerate",
+        "scikit-learn",
+        "numpy",
+        "pillow",
+        "faiss-gpu",
+        "faiss-cpu",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -269,7 +280,9 @@ def save_result(result: Result, root: str | Path) -> Path:
     path = result.path(root)
     if result.per_query:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{k: v if v.dtype == bool else v.astype(np.float32) for k, v in result.per_query.items()})
+        np.savez_compressed(
+            buffer, **{k: v if v.dtype == bool else v.astype(np.float32) for k, v in result.per_query.items()}
+        )
         results.write_text(path.with_suffix(".queries.npz"), buffer.getvalue())
         result = replace(result, queries_sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
     results.write_text(path, result.to_json())

@@ -41,7 +41,9 @@ def per_query_metrics(
     if len(query_labels) != len(neighbours):
         raise ValueError(f"{len(neighbours)} queries but {len(query_labels)} query labels")
     if int(neighbours.indices.max()) >= len(gallery_labels):
-        raise ValueError(f"a neighbour has index {int(neighbours.indices.max())}, but there are {len(gallery_labels)} gallery labels")
+        raise ValueError(
+            f"a neighbour has index {int(neighbours.indices.max())}, but there are {len(gallery_labels)} gallery labels"
+        )
     r = positives(query_labels, gallery_labels, neighbours.excludes_self)
     available = len(gallery_labels) - int(neighbours.excludes_self)
     needed = min(max(*ks, int(r.max())), available)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def auroc(score: np.ndarray, wrong: np.ndarray) -> float | None:
-    """Area under the ROC curve of ``score`` for ``wrong``: the chance that a wrong query scores higher than a right one.
+    """Area under the ROC curve of ``score`` for ``wrong``: how often a wrong query scores higher than a right one.
 
     Args:
         score: ``(N,)`` larger = less sure.

@@ -1,0 +1,249 @@
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scipy.io
+import torch
+from conftest import SHARED, make_folder, needs_shared
+from PIL import Image
+
+from idml_zoo.data.benchmark import Benchmark, DataError, table_benchmark
+from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset
+from idml_zoo.data.official import load_cars196, load_cub, load_sop
+from idml_zoo.data.split import Split, Splits
+from idml_zoo.data.table import class_range, disjoint_splits, read_table
+from idml_zoo.data.transforms import TransformConfig, build_transforms
+from idml_zoo.registry import benchmarks
+
+
+def encoded(colour: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (10, 12), (colour, 0, 0)).save(out, "PNG")
+    return out.getvalue()
+
+
+def make_parquet(path, labels=(0, 0, 1, 1, 2, 2, 3, 3), **columns):
+    images = [{"bytes": encoded(10 * i), "path": f"{i}.png"} for i in range(len(labels))]
+    pq.write_table(pa.table({"image": images, "label": list(labels)} | columns), path)
+    return path
+
+
+def test_a_folder_of_class_folders(tmp_path):
+    splits = table_benchmark("mine", make_folder(tmp_path / "photos", classes=5)).splits()
+    assert splits.train.class_names == ("class_0", "class_1") and splits.test.num_classes == 3
+    assert splits.test.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert splits.test.images[0].mode == "RGB" and "class_2" in splits.test.images.name(0)
+
+
+def test_parquet_files_keep_their_order_and_labels(tmp_path):
+    first, second = make_parquet(tmp_path / "a.parquet"), make_parquet(tmp_path / "b.parquet", (4, 5, 5, 9))
+    splits = table_benchmark("mine", [first, second], "0-3", [4, 5, 6]).splits("/")
+    assert (len(splits.train), len(splits.test)) == (8, 4)
+    assert splits.test.labels.tolist() == [0, 1, 1, 2] and splits.test.class_names == ("4", "5", "9")
+    assert splits.train.images[3].getpixel((0, 0)) == (30, 0, 0)
+    assert len(table_benchmark("mine", tmp_path).splits().train) == 6, "a folder of Parquet files"
+
+
+def test_a_datasets_data_set_with_class_names(tmp_path, monkeypatch):
+    import datasets
+
+    files = [str(p) for p in sorted(make_folder(tmp_path / "photos", classes=4, images=2).rglob("*.png"))]
+    made = datasets.Dataset.from_dict({"image": files, "label": [0, 0, 1, 1, 2, 2, 3, 3]})
+    made = made.cast_column("image", datasets.Image()).cast_column("label", datasets.ClassLabel(names=list("abcd")))
+    made.to_parquet(tmp_path / "hub.parquet")  # embeds the bytes
+    monkeypatch.chdir(tmp_path)
+    real = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda name, split, revision: real(
+            "parquet", data_files="hub.parquet", split=split, cache_dir=str(tmp_path / "c")
+        ),
+    )
+    splits = table_benchmark("mine", "user/birds").splits()
+    assert splits.train.class_names == ("a", "b") and splits.test.images[0].size == (40, 40)
+
+
+def test_splits_share_no_class():
+    images, labels = ArrayImages(np.zeros((8, 4, 4), np.uint8), [str(i) for i in range(8)]), np.arange(8) // 2
+    names = tuple("abcd")
+    with pytest.raises(DataError, match=r"class 'b' \(1\) is in train and test"):
+        disjoint_splits(images, labels, names, "0-1", "1-3")
+    with pytest.raises(DataError, match="test 1; each needs at least two"):
+        disjoint_splits(images, labels, names, "0-2")
+    with pytest.raises(DataError, match="9 is not"):
+        class_range("0-9", 9)
+    with pytest.raises(DataError, match="must look like '0-99'"):
+        class_range("first half", 9)
+    with pytest.raises(DataError, match="at least 4 are needed"):
+        disjoint_splits(images, np.zeros(8, np.int64), ("a",))
+    assert class_range("0-2,5", 9).tolist() == [0, 1, 2, 5]
+
+
+def test_bad_tables_say_what_is_wrong(tmp_path):
+    with pytest.raises(DataError, match="is not a Hub data set id"):
+        read_table(tmp_path / "nothing" / "here" / "at" / "all")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no class folders"):
+        read_table(tmp_path / "empty")
+    (tmp_path / "empty" / "class_a").mkdir()
+    with pytest.raises(DataError, match="class_a has no images"):
+        read_table(tmp_path / "empty")
+    (tmp_path / "x.txt").write_text("no")
+    with pytest.raises(DataError, match="neither a folder"):
+        read_table(tmp_path / "x.txt")
+    (tmp_path / "half.parquet").write_bytes(make_parquet(tmp_path / "a.parquet").read_bytes()[:200])
+    with pytest.raises(DataError, match="not readable as Parquet"):
+        read_table(tmp_path / "half.parquet")
+    pq.write_table(pa.table({"picture": [1]}), tmp_path / "columns.parquet")
+    with pytest.raises(DataError, match="not readable as Parquet with columns 'image' and 'label'"):
+        read_table(tmp_path / "columns.parquet")
+    make_parquet(tmp_path / "names.parquet", labels=("a", "b", "c", "d"))
+    with pytest.raises(DataError, match="'label' must hold integers"):
+        read_table(tmp_path / "names.parquet")
+    with pytest.raises(DataError, match=r"no file .*cub200_2010.parquet"):
+        benchmarks["cub2010"].splits(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "html", "gone"])
+def test_a_broken_image_is_named(tmp_path, damage):
+    root = make_folder(tmp_path / "photos", size=200)
+    path = root / "class_1" / "2.png"
+    whole = path.read_bytes()
+    splits = table_benchmark("mine", root).splits()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "html": b"<html>404</html>"}[damage])
+    data = ImageDataset(splits.train, build_transforms(TransformConfig(image_size=32))[1])
+    with pytest.raises(DataError, match=r"class_1/2.png cannot be read .*; repair it, or remove it"):
+        [data[i] for i in range(len(data))]
+
+
+def test_odd_images_become_rgb_and_upright(tmp_path):
+    for mode in ("CMYK", "L", "P", "RGBA", "I;16", "1", "LA"):
+        Image.new(mode, (9, 7)).save(tmp_path / "image.tif")
+        assert FileImages([tmp_path / "image.tif"])[0].mode == "RGB"
+    turned = Image.new("RGB", (9, 7))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # rotate by 90 degrees to display
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert FileImages([tmp_path / "turned.jpg"])[0].size == (7, 9)
+
+
+def test_a_split_refuses_wrong_labels():
+    images = ArrayImages(np.zeros((4, 2, 2), np.uint8), list("abcd"))
+    for labels, names, message in [
+        ([0, 1, 1], ("a", "b"), "4 images but 3 labels"),
+        ([0, 0, 0, 0], ("a",), "one class only"),
+        ([0, 0, 2, 2], ("a", "b", "c"), "without gaps"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            Split(images, np.array(labels), names)
+    with pytest.raises(DataError, match="no images"):
+        Split(ArrayImages(np.zeros((0, 2, 2), np.uint8), []), np.array([], dtype=np.int64), ())
+
+
+def test_fingerprint_changes_with_an_image_or_a_label(tmp_path):
+    root = make_folder(tmp_path / "photos")
+    before = table_benchmark("mine", root).splits().test.fingerprint()
+    assert before == table_benchmark("mine", root).splits().test.fingerprint()
+    Image.new("RGB", (99, 99)).save(root / "class_5" / "0.png")
+    assert before != table_benchmark("mine", root).splits().test.fingerprint()
+
+
+def test_wrong_counts_say_found_expected_and_remedy():
+    images = ArrayImages(np.zeros((8, 4, 4), np.uint8), [str(i) for i in range(8)])
+    splits = disjoint_splits(images, np.arange(8) // 2, tuple("abcd"))
+    record = Benchmark("tiny", "Tiny", lambda root: splits, counts=(2, 5, 2, 4), remedy="Download it again.")
+    with pytest.raises(
+        DataError, match=r"expected train 2 classes / 5 images.*found train 2 classes / 4.*Download it again"
+    ):
+        record.splits()
+
+
+def _touch_images(root, names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(root / name)
+
+
+def test_cub_official_layout(tmp_path):
+    base = tmp_path / "CUB_200_2011"
+    names = [f"{c:03d}.Bird_{c}/{i}.jpg" for c in (1, 2, 101, 102) for i in range(3)]
+    _touch_images(base / "images", names)
+    (base / "images.txt").write_text("\ufeff" + "\r\n".join(f"{i} {n}" for i, n in enumerate(names, 1)) + "\r\n")
+    (base / "image_class_labels.txt").write_text("\n".join(f"{i} {int(n[:3])}" for i, n in enumerate(names, 1)))
+    splits = load_cub(tmp_path)
+    assert splits.train.class_names == ("Bird_1", "Bird_2") and splits.test.class_names == ("Bird_101", "Bird_102")
+    assert splits.test.images[5].size == (8, 8)
+    with pytest.raises(DataError, match=r"cub: expected train 100 classes / 5864 images.*caltech"):
+        benchmarks["cub"].splits(tmp_path)
+    (base / "image_class_labels.txt").write_text("1 1\n")
+    with pytest.raises(DataError, match="damaged copy"):
+        load_cub(tmp_path)
+    (base / "images.txt").write_text("1 a b\n")
+    with pytest.raises(DataError, match="line 1: expected 2 columns, found 3"):
+        load_cub(tmp_path)
+    with pytest.raises(DataError, match="extract the official archive"):
+        load_cub(tmp_path / "images")
+
+
+def test_cars196_official_layout(tmp_path):
+    names = [f"car_ims/{i:06d}.jpg" for i in range(1, 9)]
+    _touch_images(tmp_path, names)
+    labels = [1, 1, 2, 2, 99, 99, 196, 196]
+    records = np.array(list(zip(names, labels, strict=True)), dtype=[("relative_im_path", "O"), ("class", "O")])
+    titles = np.array([f"Car {i}" for i in range(1, 197)], dtype=object)
+    scipy.io.savemat(tmp_path / "cars_annos.mat", {"annotations": records, "class_names": titles})
+    splits = load_cars196(tmp_path)
+    assert splits.train.class_names == ("Car 1", "Car 2") and splits.test.class_names == ("Car 99", "Car 196")
+    assert splits.test.images[3].size == (8, 8)
+    (tmp_path / "cars_annos.mat").write_bytes(b"<html>not found</html>" * 20)
+    with pytest.raises(DataError, match="not the Cars196 annotation file"):
+        load_cars196(tmp_path)
+
+
+def test_sop_official_layout(tmp_path):
+    base = tmp_path / "Stanford_Online_Products"
+    header = "image_id class_id super_class_id path\n"
+    for part, classes in (("train", (1, 2)), ("test", (11319, 11320))):
+        names = [f"bicycle_final/{c}_{i}.JPG" for c in classes for i in range(2)]
+        _touch_images(base, names)
+        rows = [f"{i} {int(n.split('/')[1].split('_')[0])} 1 {n}" for i, n in enumerate(names, 1)]
+        (base / f"Ebay_{part}.txt").write_text(header + "\n".join(rows))
+    splits = load_sop(tmp_path)
+    assert splits.train.num_classes == splits.test.num_classes == 2 and splits.test.images[0].size == (8, 8)
+    assert benchmarks["sop"].ks == (1, 10, 100, 1000)
+
+
+@needs_shared
+def test_the_real_cub_lists_have_the_retrieval_counts(tmp_path):
+    base = tmp_path / "CUB_200_2011"
+    base.mkdir()
+    for name in ("images.txt", "image_class_labels.txt"):
+        (base / name).write_bytes((SHARED / "data" / "cub_200_2011_lists" / name).read_bytes())
+    assert isinstance(benchmarks["cub"].splits(tmp_path), Splits)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["cub2010", "cars196_half", "omniglot"])
+def test_the_real_tables_are_what_their_records_say(name):
+    splits = benchmarks[name].splits(SHARED / "data")
+    assert splits.train.images[0].mode == "RGB" and not set(splits.train.class_names) & set(splits.test.class_names)
+
+
+def test_transforms():
+    config = TransformConfig(image_size=32, crop_fraction=0.5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    picture = np.zeros((100, 100, 3), np.uint8)
+    picture[25:75, 25:75] = 255
+    train, evaluate = build_transforms(config)
+    assert torch.allclose(evaluate(Image.fromarray(picture))[:, 2:-2, 2:-2], torch.ones(3, 28, 28), atol=0.02)
+    assert train(Image.fromarray(picture)).shape == (3, 32, 32)
+    assert TransformConfig(**config.to_dict()) == config
+    with pytest.raises(ValueError, match="interpolation must be one of"):
+        TransformConfig(interpolation="cubic")
+    with pytest.raises(ValueError, match="image_size must be"):
+        TransformConfig(image_size=0)

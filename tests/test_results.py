@@ -1,0 +1,190 @@
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+
+from idml_zoo import leaderboard, results
+from idml_zoo.cli import main
+from idml_zoo.results import ModelInfo, Protocol, Provenance, Result, ResultError, read_result, read_results
+
+
+def make_result(row="idml-a", seed=0, recall=0.5, benchmark="mine", **changes) -> Result:
+    return (
+        Result(
+            benchmark=benchmark,
+            row=row,
+            seed=seed,
+            model=ModelInfo("test_resnet", "idml", 16, "avg+max", 1000, "none", "idml"),
+            protocol=Protocol(64, 1.0, "bilinear", [0.5] * 3, [0.5] * 3, "cosine", {"implementation": "faiss"}, "last"),
+            metrics={"recall@1": recall, "recall@2": recall, "map@r": 0.1, "auroc_level": None},
+            queries=10,
+            queries_without_positive=0,
+            provenance=Provenance(
+                "cmd", "abc", False, {"torch": "2"}, "cpu", "float32", 2, {}, "2026-01-01T00:00:00Z", "ff"
+            ),
+            training="1 epoch",
+        )
+        if not changes
+        else replace(make_result(row, seed, recall, benchmark), **changes)
+    )
+
+
+def save(result: Result, root) -> None:
+    results.write_text(result.path(root), result.to_json())
+
+
+def test_round_trip(tmp_path):
+    result = make_result()
+    save(result, tmp_path)
+    assert read_result(result.path(tmp_path)) == result
+    assert result.to_json() == read_result(result.path(tmp_path)).to_json()
+
+
+def damage(data, path, value):
+    *parents, last = path
+    for p in parents:
+        data = data[p]
+    if value is KeyError:
+        del data[last]
+    else:
+        data[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["schema"], 2, "schema is 2, this version reads 1"),
+        (["metrics", "recall@1"], 57.4, r"recall@1 must be a fraction in \[0, 1\] or null, got 57.4"),
+        (["metrics", "recall@1"], "57.4", "must be a fraction"),
+        (["metrics", "recall@1"], float("nan"), "must be a fraction"),
+        (["metrics", "recal@1"], 0.4, "unknown metric 'recal@1'"),
+        (["metrics", "recall@1"], KeyError, "no recall@1"),
+        (["seed"], -1, "seed must be an integer"),
+        (["row"], "../../etc", "row must be letters"),
+        (["protocol", "version"], 7, "protocol version is 7"),
+        (["protocol", "checkpoint"], "best", "checkpoint must be one of"),
+        (["provenance"], [], "provenance must be an object"),
+        (["provenance", "command"], KeyError, "provenance: missing command"),
+        (["model", "colour"], "red", "model: unknown colour"),
+        (["queries"], 0, "queries must be a positive"),
+        (["queries_without_positive"], 10, "queries_without_positive is 10 of 10"),
+        (["seed"], 1, "must lie under its own benchmark, row and seed"),
+    ],
+)
+def test_damaged_results_are_refused_by_name(tmp_path, path, value, message):
+    result = make_result()
+    data = json.loads(result.to_json())
+    damage(data, path, value)
+    file = result.path(tmp_path)
+    results.write_text(file, json.dumps(data))
+    with pytest.raises(ResultError, match=message) as caught:
+        read_results(tmp_path)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema": 1', "[1, 2]", "null", "\xff"])
+def test_half_written_results_are_refused_by_name(tmp_path, text):
+    file = make_result().path(tmp_path)
+    results.write_text(file, text)
+    with pytest.raises(ResultError, match="seed0.json"):
+        read_result(file)
+
+
+def test_an_unwritable_place_is_one_clear_error_and_leaves_no_rubbish(tmp_path):
+    (tmp_path / "results").write_text("a file where a folder should be")
+    with pytest.raises(ResultError, match=r"cannot write .*seed0.json .*; free space or choose another folder"):
+        save(make_result(), tmp_path / "results")
+    save(make_result(), tmp_path / "good")
+    assert sorted(p.name for p in (tmp_path / "good").rglob("*") if p.is_file()) == ["seed0.json"]
+
+
+def test_the_table_has_mean_and_sample_std_and_missing_cells_stay_missing(tmp_path):
+    for seed, recall in enumerate((0.50, 0.52, 0.57)):
+        save(make_result(seed=seed, recall=recall), tmp_path / "results")
+    partly = make_result("idml-b", 1, 0.9)
+    save(make_result("idml-b", 0, 0.9), tmp_path / "results")
+    save(replace(partly, metrics={k: v for k, v in partly.metrics.items() if k != "map@r"}), tmp_path / "results")
+    leaderboard.build_leaderboard(tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "| 53.0 ± 3.6 |" in page and page.index("idml-b") < page.index("idml-a"), "best first"
+    line = next(x for x in page.splitlines() if "idml-b" in x)
+    assert line.endswith("| 90.0 ± 0.0 | 90.0 ± 0.0 | – |"), "MAP@R of one seed is missing: no mean of the other"
+    assert "[0](results/mine/idml-a/seed0.json) [1](results/mine/idml-a/seed1.json)" in page
+    assert "AUROC ‖u‖" not in page.split("## ")[1], "a column with no value is left out"
+    rows = list(csv.DictReader((tmp_path / "mine.csv").read_text().splitlines()))
+    assert float(rows[1]["recall@1"]) == pytest.approx(0.53) and float(rows[1]["recall@1_seed_std"]) == pytest.approx(
+        0.036056
+    )
+
+
+def test_reported_rows_stand_apart(tmp_path):
+    save(make_result(), tmp_path / "results")
+    header = "benchmark,method,backbone,dim,source,note,recall@1,nmi\n"
+    (tmp_path / "reported.csv").write_text(header + "mine,Theirs,R50,512,their README,No seeds.,70.7,\n")
+    leaderboard.build_leaderboard(tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    measured, reported = page.split("### Reported")
+    assert (
+        "Theirs" not in measured
+        and "| Theirs | R50 | 512 | their README | 70.7 |" in reported
+        and "No seeds." in reported
+    )
+    for line, message in [
+        ("mine,Theirs,R50,512,,x,70.7,\n", "line 2: needs a source"),
+        ("mine,Theirs,R50,512,s,x,170,\n", "recall@1 must be a percentage or empty, got '170'"),
+        ("mine,Theirs,R50,512,s,x,~71 (chart),\n", "must be a percentage"),
+    ]:
+        (tmp_path / "reported.csv").write_text(header + line)
+        with pytest.raises(ResultError, match=message):
+            leaderboard.render(tmp_path)
+
+
+def test_seeds_of_different_protocols_never_share_a_row(tmp_path):
+    one, two = make_result(), make_result(seed=1)
+    save(one, tmp_path / "results")
+    save(replace(two, protocol=replace(two.protocol, image_size=128)), tmp_path / "results")
+    with pytest.raises(ResultError, match="seed 1 has another protocol, model or training than seed 0"):
+        leaderboard.render(tmp_path)
+
+
+def test_a_checkpoint_chosen_on_the_test_set_and_dirty_code_are_flagged(tmp_path):
+    one = make_result()
+    one = replace(
+        one, protocol=replace(one.protocol, checkpoint="test"), provenance=replace(one.provenance, dirty=True)
+    )
+    save(one, tmp_path / "results")
+    page = leaderboard.render(tmp_path)["README.md"]
+    assert "⚠ checkpoint chosen on the test set" in page and "uncommitted changes" in page
+
+
+def test_check_finds_a_single_byte(tmp_path, capsys):
+    save(make_result(), tmp_path / "results")
+    assert main(["leaderboard", "build", "--root", str(tmp_path)]) == 0
+    assert main(["leaderboard", "check", "--root", str(tmp_path)]) == 0
+    page = tmp_path / "README.md"
+    page.write_bytes(page.read_bytes() + b"\n")
+    (tmp_path / "gone.csv").write_text("stale")
+    assert main(["leaderboard", "check", "--root", str(tmp_path)]) == 1
+    assert "README.md, gone.csv differ from the result files" in capsys.readouterr().err
+    assert main(["leaderboard", "build", "--root", str(tmp_path)]) == 0
+    assert leaderboard.check(tmp_path) == []
+    assert main(["leaderboard", "check", "--root", str(tmp_path / "nowhere")]) == 1
+    assert "run from the project's root or give --root" in capsys.readouterr().err
+
+
+def test_the_project_s_own_leaderboard_agrees_with_its_files():
+    assert leaderboard.check(ROOT / "leaderboard") == []
+
+
+def test_building_tables_needs_only_the_standard_library():
+    """With every installed package hidden (-S -I: no site-packages at all)."""
+    arguments = ["leaderboard", "check", "--root", str(ROOT / "leaderboard")]
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from idml_zoo.cli import main; sys.exit(main({arguments!r}))"
+    )
+    done = subprocess.run([sys.executable, "-S", "-I", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
