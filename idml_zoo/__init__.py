@@ -42,11 +42,27 @@ _PUBLIC = {
     "table_benchmark": "data.benchmark",
 }
 
-__all__ = [  # noqa: RUF022: the order of _PUBLIC, which a test compares
-    "Benchmark", "Embedding", "IDMLModel", "Neighbours", "__version__", "cosine", "create_model", "create_transforms",
-    "evaluate", "evaluate_embeddings", "introspective_distance", "introspective_similarity", "list_models",
-    "released_similarity", "retrieval_metrics", "save_pretrained", "save_result", "search", "table_benchmark",
-]  # fmt: skip
+__all__ = [
+    "Benchmark",
+    "Embedding",
+    "IDMLModel",
+    "Neighbours",
+    "__version__",
+    "cosine",
+    "create_model",
+    "create_transforms",
+    "evaluate",
+    "evaluate_embeddings",
+    "introspective_distance",
+    "introspective_similarity",
+    "list_models",
+    "released_similarity",
+    "retrieval_metrics",
+    "save_pretrained",
+    "save_result",
+    "search",
+    "table_benchmark",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from idml_zoo.types import Embedding
+
+
+def _gather_rows(rows: Tensor) -> Tensor:
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows; backwards, the sum over ranks of the gradient of one's own rows.
+
+    torch has such a function, but it is deprecated in some of the versions that are supported and new in others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.count = len(rows)
+        return _gather_rows(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        first = dist.get_rank() * ctx.count
+        return gradient[first : first + ctx.count]
 
 
 def gather(embedding: Embedding, labels: Tensor) -> tuple[Embedding, Tensor]:
@@ -17,12 +44,5 @@ def gather(embedding: Embedding, labels: Tensor) -> tuple[Embedding, Tensor]:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return embedding, labels
-    from torch.distributed.nn.functional import all_gather
-
-    whole = Embedding(
-        torch.cat(all_gather(embedding.semantic.contiguous())),
-        torch.cat(all_gather(embedding.uncertainty.contiguous())),
-    )
-    parts = [torch.empty_like(labels) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, labels.contiguous())
-    return whole, torch.cat(parts)
+    whole = Embedding(_Gather.apply(embedding.semantic), _Gather.apply(embedding.uncertainty))
+    return whole, _gather_rows(labels)

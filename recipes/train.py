@@ -129,6 +129,16 @@ def set_training_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
                 module.eval()
 
 
+def append_row(path: Path, entry: dict[str, Any]) -> None:
+    """Adds a line to a CSV, after a header where the file is new; closed at once, so that a killed run keeps it."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(entry)
+        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry.values()])
+
+
 def step_loss(
     model: nn.Module, criterion: nn.Module, images: Tensor, labels: Tensor, use_mixup: bool
 ) -> tuple[Tensor, Embedding, Tensor]:
@@ -195,7 +205,7 @@ def run(config: Config) -> list[Result]:
 
     # where things go
     folder = Path(config.output) / benchmark.name / name / f"seed{config.seed}"
-    recipe = config.to_yaml()
+    log, recipe = folder / "log.csv", config.to_yaml()
     source = {"none": "none", "timm": f"timm:{config.backbone}", "package": f"package:{config.backbone.split('.')[0]}"}
     about: dict[str, Any] = {
         "root": config.data_root,
@@ -210,6 +220,7 @@ def run(config: Config) -> list[Result]:
     finished: list[Result] = []
     if main:
         write_text(folder / "config.yaml", recipe)
+        log.unlink(missing_ok=True)
         if config.evaluate_untrained:
             row = f"untrained-{variant.head}-{config.backbone.split('.')[0]}-{model.transform.image_size}px"
             finished.append(evaluate(model, benchmark, row=row, training="none: random head", **about))
@@ -217,8 +228,6 @@ def run(config: Config) -> list[Result]:
     # training
     model_, criterion_ = model.to(memory_format=torch.channels_last), criterion
     model_, criterion_, optimizer, loader = accelerator.prepare(model_, criterion_, optimizer, loader)
-    log = (folder / "log.csv").open("w", newline="") if main else None
-    writer = csv.writer(log) if log else None
     bar = Progress(
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -256,19 +265,14 @@ def run(config: Config) -> list[Result]:
                     rate, tick, since = since / (time.perf_counter() - tick), time.perf_counter(), 0
                     entry = {"epoch": epoch + 1, "step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"]}
                     entry |= {"images_per_second": rate} | statistics
-                    if writer and log:
-                        if step == 1:
-                            writer.writerow(entry)
-                        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry.values()])
-                        log.flush()
+                    if main:
+                        append_row(log, entry)
                     bar.update(task, rate=rate, loss=value)
                 bar.update(task, advance=1, epoch=epoch + 1)
             scheduler.step()
             if main:
                 meta = {"benchmark": benchmark.name, "variant": config.variant, "seed": config.seed, "epoch": epoch + 1}
                 save_pretrained(model, folder / "model", **meta)
-    if log:
-        log.close()
     train_seconds = time.perf_counter() - started
 
     # measuring
@@ -336,4 +340,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # a gloo thread that lets go of a Python object while the interpreter shuts down aborts a process that has
+        # finished its work (seen in one of three runs with torch 2.15): leave without shutting down
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

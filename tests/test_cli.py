@@ -1,0 +1,64 @@
+import pytest
+from conftest import make_folder
+
+import idml_zoo
+from idml_zoo.cli import main
+from idml_zoo.registry import benchmarks
+from idml_zoo.results import read_results
+
+
+def test_list(capsys):
+    assert main(["list", "idml_resnet*_cub"]) == 0
+    assert capsys.readouterr().out.split() == ["idml_resnet101_cub", "idml_resnet18_cub", "idml_resnet50_cub"]
+    assert main(["list", "--what", "variants"]) == 0
+    assert "idml_released" in capsys.readouterr().out
+    assert main(["list", "--what", "benchmarks", "cub*"]) == 0
+    assert "CUB-200-2011" in capsys.readouterr().out
+    assert main(["list", "nothing*"]) == 1
+    assert "no model matches 'nothing*'" in capsys.readouterr().err
+
+
+def test_eval_writes_a_row_for_each_similarity(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(benchmarks._entries, "tiny", idml_zoo.table_benchmark("tiny", make_folder(tmp_path / "photos")))
+    where = ["--leaderboard", str(tmp_path / "board"), "--image-size", "32", "--device", "cpu"]
+    where += ["--similarity", "cosine", "introspective", "--row", "mine"]
+    assert main(["eval", "idml", "tiny", "--backbone", "test_resnet", *where]) == 0
+    assert {r.row: r.protocol.similarity for r in read_results(tmp_path / "board" / "results")} == {
+        "mine": "cosine",
+        "mine-introspective": "introspective",
+    }
+    assert "R@1" in capsys.readouterr().out
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8)
+    folder = idml_zoo.save_pretrained(model, tmp_path / "model", variant="idml")
+    saved = ["--leaderboard", str(tmp_path / "two"), "--device", "cpu", "--row", "saved"]
+    assert main(["eval", f"local-dir:{folder}", "tiny", *saved]) == 0
+    (result,) = read_results(tmp_path / "two" / "results")
+    assert result.provenance.weights_sha256
+    assert result.model.variant == "idml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "idml_resnet5_cub", "cub"], "did you mean 'idml_resnet50_cub'"),
+        (["eval", "features", "cub3"], "unknown benchmark 'cub3'; did you mean 'cub'"),
+        (["eval", "features", "glyphs", "--backbone", "resnet500"], "did you mean resnet50"),
+        (["eval", "local-dir:/nowhere", "glyphs"], "no /nowhere/config.json"),
+        (
+            ["eval", "idml", "cub", "--backbone", "test_resnet", "--root", "/nowhere"],
+            "extract the official archive there",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_on_stderr(capsys, arguments, message):
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_usage():
+    for arguments in ([], ["lst"], ["leaderboard", "bild"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2

@@ -1,0 +1,85 @@
+import pytest
+import yaml
+from config import QUICKSTART, Config, ConfigError, load_config
+from conftest import ROOT
+
+from idml_zoo.registry import benchmarks
+from idml_zoo.variants import variants
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_every_recipe_loads_and_names_things_that_exist(path):
+    import timm
+
+    config = load_config(path)
+    assert config.benchmark in benchmarks
+    assert config.variant in variants
+    assert timm.is_model(config.backbone.split(".")[0])
+    assert path.read_text().startswith("#"), "a recipe says what it reaches, in how long, on what"
+
+
+def test_the_authors_settings_are_in_their_recipes():
+    expected = {"cub": (6e-4, 5, 0.5), "cars196": (2.5e-4, 10, 0.5), "sop": (6e-4, 10, 0.25)}
+    for name, (lr, step, gamma) in expected.items():
+        c = load_config(ROOT / "recipes" / f"{name}_resnet50.yaml")
+        assert (c.lr, c.lr_step, c.lr_gamma) == (lr, step, gamma)
+        assert (c.batch_size, c.epochs, c.warmup_epochs, c.weight_decay) == (120, 60, 5, 1e-4)
+        assert (c.proxy_lr_multiplier, c.clip_value, c.embedding_dim, c.scale, c.margin) == (100, 10, 512, 32, 0.1)
+
+
+def test_overrides_are_typed():
+    config = load_config(
+        QUICKSTART, ["lr=6e-4", "epochs=3", "flip=true", "pooling=avg", "image_size=96", "random_crop_scale=[0.1, 1]"]
+    )
+    assert (config.lr, config.epochs, config.flip, config.pooling, config.image_size) == (6e-4, 3, True, "avg", 96)
+    assert config.random_crop_scale == [0.1, 1.0]
+    assert load_config(QUICKSTART, ["train_classes=12"]).train_classes == "12"
+    assert load_config(QUICKSTART, ["image_size=null"]).image_size is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epoch=3", "command line: unknown key 'epoch'; did you mean 'epochs'"),
+        ("learning_rat=3", "unknown key 'learning_rat'"),
+        ("epochs=3.5", "epochs must be int, got 3.5"),
+        ("epochs=many", "epochs must be int, got 'many'"),
+        ("lr=fast", "lr must be float, got 'fast'"),
+        ("lr=true", "lr must be float, got True"),
+        ("flip=1", "flip must be bool or null, got 1"),
+        ("freeze_batchnorm=yes please", "freeze_batchnorm must be bool"),
+        ("epochs=0", "epochs must be positive"),
+        ("lr=-1", "lr must be positive"),
+        ("warmup_epochs=99", r"warmup_epochs must lie in 0–20"),
+        ("mixed_precision=bf61", "mixed_precision must be one of no, bf16, fp16"),
+        ("backbone_weights=imagenet", "backbone_weights must be one of none, timm, package"),
+        ("validation_fraction=2", "between 0 and 1"),
+        ("epochs", "expected key=value, got 'epochs'"),
+        ("lr=[1", "the value is not YAML"),
+        ("random_crop_scale=[a, b]", "random_crop_scale must be list or null"),
+        ("backbone_options=[]", "backbone_options must be dict"),
+    ],
+)
+def test_bad_overrides_are_one_clear_error(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(QUICKSTART, [override])
+
+
+def test_bad_files_are_one_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="recipes at hand: cars196_resnet50.yaml"):
+        load_config(tmp_path / "nothing.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(ConfigError, match="must hold key: value lines, got list"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "typo.yaml").write_text("bachsize: 3")
+    with pytest.raises(ConfigError, match="typo.yaml: unknown key 'bachsize'; did you mean 'batch_size'"):
+        load_config(tmp_path / "typo.yaml")
+
+
+def test_the_resolved_configuration_reads_back_the_same(tmp_path):
+    config = load_config(QUICKSTART, ["seed=4"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "config.yaml") == config
+    assert set(yaml.safe_load(config.to_yaml())) == set(Config.__dataclass_fields__)

@@ -1,0 +1,226 @@
+"""The recipe, end to end on tiny data: every variant, determinism, and what goes wrong."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import train
+from conftest import ROOT, make_folder
+from safetensors.torch import load_file
+
+import idml_zoo
+from idml_zoo.losses import ProxyAnchor
+from idml_zoo.results import read_results
+
+TINY = [
+    "backbone=test_resnet",
+    "backbone_weights=none",
+    "image_size=32",
+    "embedding_dim=16",
+    "batch_size=8",
+    "epochs=2",
+    "lr=1e-3",
+]
+TINY += ["log_every=1", "freeze_batchnorm=false", "workers=0", "benchmark=mine"]
+
+
+def tiny(folder, *more: str) -> list[str]:
+    if not (folder / "photos").exists():
+        make_folder(folder / "photos")
+    where = [f"source={folder / 'photos'}", f"output={folder / 'runs'}", f"leaderboard={folder / 'board'}"]
+    return ["--config", str(ROOT / "recipes" / "cub_resnet50.yaml"), *TINY, "warmup_epochs=1", *where, *more]
+
+
+@pytest.mark.parametrize("variant", ["pa", "pa_mixup", "idml_released", "idml", "idml_no_mixup"])
+def test_every_variant_trains_measures_and_writes_its_row(tmp_path, variant):
+    assert train.main(tiny(tmp_path, f"variant={variant}", "evaluate_untrained=true")) == 0
+    folder = tmp_path / "runs" / "mine" / f"{variant}-test_resnet-32px" / "seed0"
+    results = {r.row: r for r in read_results(tmp_path / "board" / "results")}
+    row = results[f"{variant}-test_resnet-32px"]
+    assert len(results) == 2 and row.protocol.checkpoint == "last" and row.training.startswith("2 epochs at 32 px")
+    assert row.provenance.recipe == (folder / "config.yaml").read_text()
+    log = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    assert [int(r["epoch"]) for r in log] == [1, 2]
+    assert {"loss", "lr", "images_per_second", "level", "factor_positive", "factor_negative", "proxy_norm"} <= set(
+        log[0]
+    )
+    uncertain = variant in ("idml", "idml_no_mixup")
+    assert (float(log[0]["factor_positive"]) < 1) == (uncertain or variant == "idml_released")
+    # the stored weights give the stored numbers
+    model = idml_zoo.create_model(f"local-dir:{folder / 'model'}", pretrained=True)
+    benchmark = idml_zoo.table_benchmark("mine", tmp_path / "photos")
+    again = idml_zoo.evaluate(model, benchmark, device="cpu", progress=False)
+    assert again.metrics == row.metrics
+    page = (tmp_path / "board" / "README.md").read_text()
+    assert f"**{variant}-test_resnet-32px**" in page and "untrained" in page
+
+
+def test_a_run_repeats_bit_for_bit_and_the_seed_matters(tmp_path):
+    weights = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        assert train.main(tiny(tmp_path, f"name={name}", f"seed={seed}")) == 0
+        weights.append(load_file(tmp_path / "runs" / "mine" / name / f"seed{seed}" / "model" / "model.safetensors"))
+    one, two, three = weights
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not torch.equal(one["head.semantic.weight"], three["head.semantic.weight"])
+
+
+def test_warm_up_trains_the_heads_only(tmp_path):
+    config = train.load_config(ROOT / "recipes" / "cub_resnet50.yaml", tiny(tmp_path, "epochs=1")[2:])
+    assert train.main(tiny(tmp_path, "epochs=1", "freeze_batchnorm=true", "weight_decay=0")) == 0
+    after = load_file(tmp_path / "runs" / "mine" / "idml-test_resnet-32px" / "seed0" / "model" / "model.safetensors")
+    from accelerate.utils import set_seed
+
+    set_seed(0)
+    before = train.build_model(config, train.load_benchmark(config)[0], train.variants["idml"]).state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"head.semantic.weight", "head.semantic.bias", "head.uncertainty.weight", "head.uncertainty.bias"}
+
+
+def test_validation_leaves_the_test_classes_closed(tmp_path):
+    config = train.load_config(
+        ROOT / "recipes" / "cub_resnet50.yaml",
+        tiny(tmp_path, "evaluate_on=validation", "train_classes=0-3", "validation_fraction=0.5")[2:],
+    )
+    benchmark, training, measured = train.load_benchmark(config)
+    everything = benchmark.splits()
+    assert not set(training.class_names) & set(measured.class_names)
+    assert set(training.class_names) | set(measured.class_names) == set(everything.train.class_names)
+    assert train.main(tiny(tmp_path, "evaluate_on=validation", "train_classes=0-3", "validation_fraction=0.5")) == 0
+    (result,) = read_results(tmp_path / "board" / "results")
+    assert result.row.endswith("-validation") and result.protocol.split == "validation"
+    assert "development" in (tmp_path / "board" / "README.md").read_text()
+
+
+def test_parameter_groups_follow_the_recipe():
+    config = train.load_config(
+        ROOT / "recipes" / "cub_resnet50.yaml", [*TINY, "warmup_epochs=0", "uncertainty_lr_multiplier=3"]
+    )
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=16)
+    criterion = ProxyAnchor(4, 16)
+    rates = {id(p): g["lr"] for g in train.parameter_groups(config, model, criterion) for p in g["params"]}
+    assert len(rates) == len(list(model.parameters())) + 2
+    assert rates[id(criterion.proxies)] == pytest.approx(0.1)
+    assert rates[id(criterion.uncertainty)] == rates[id(model.head.uncertainty.weight)] == pytest.approx(3e-3)
+    assert rates[id(model.head.semantic.weight)] == rates[id(model.backbone.conv1[0].weight)] == pytest.approx(1e-3)
+
+
+def test_frozen_batchnorm_keeps_its_statistics_and_trains_its_affine_parameters():
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=16)
+    train.set_training_mode(model, freeze_batchnorm=True)
+    mean = model.backbone.bn1.running_mean.clone()
+    model(torch.randn(2, 3, 32, 32)).semantic[:, 0].sum().backward()
+    assert model.training and torch.equal(model.backbone.bn1.running_mean, mean)
+    assert model.backbone.bn1.weight.grad is not None
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_reason_and_keeps_the_last_model(tmp_path, monkeypatch, capsys):
+    calls = []
+    real = ProxyAnchor.forward
+
+    def poisoned(self, embedding, labels):
+        calls.append(1)
+        return real(self, embedding, labels) * (float("nan") if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(ProxyAnchor, "forward", poisoned)
+    assert train.main(tiny(tmp_path, "variant=pa")) == 1
+    err = capsys.readouterr().err
+    assert "TrainingError: the loss is nan at step 2 (epoch 2); lower lr (now 0.001)" in err
+    assert (tmp_path / "runs" / "mine" / "pa-test_resnet-32px" / "seed0" / "model" / "model.safetensors").is_file()
+    assert not (tmp_path / "board").exists(), "no result of a run that failed"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["variant=idlm"], "unknown variant 'idlm'; did you mean 'idml'"),
+        (["backbone=resnet5O"], "unknown backbone 'resnet5O'"),
+        (["batch_size=64"], "12 training images do not fill one batch of 64; lower batch_size"),
+        (["source=/nowhere/at/all"], "no folder or Parquet file"),
+        (["source="], "unknown benchmark 'mine'"),
+        (["train_classes=0-2", "test_classes=2-5"], "must be class-disjoint"),
+        (["proxy_uncertainty=lernd"], "proxy_uncertainty must be one of"),
+        (["backbone_weights=package"], "no packaged weights for backbone 'test_resnet'"),
+    ],
+)
+def test_bad_runs_end_in_one_clear_line(tmp_path, capsys, more, message):
+    assert train.main(tiny(tmp_path, *more)) == 1
+    err = capsys.readouterr().err
+    assert message in err.replace("\n", " ") and "Traceback" not in err
+
+
+def test_a_broken_image_and_an_unwritable_place_are_named(tmp_path, capsys):
+    arguments = tiny(tmp_path)
+    (tmp_path / "photos" / "class_0" / "0.png").write_bytes(b"<html>")
+    assert train.main([*arguments, "batch_size=12"]) == 1
+    assert "class_0/0.png cannot be read" in capsys.readouterr().err.replace("\n", " ")
+    (tmp_path / "file").touch()
+    assert train.main([*arguments, f"output={tmp_path / 'file'}"]) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+TWO_PROCESSES = """
+import json, os, sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+from idml_zoo.distributed import gather
+from idml_zoo.heads import IDMLHead
+from idml_zoo.losses import ProxyAnchor
+
+torch.manual_seed(0)
+head, loss = IDMLHead(12, 8).double(), ProxyAnchor(5, 8).double()
+features, labels = torch.randn(12, 12, dtype=torch.float64), torch.randint(0, 5, (12,))
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+part = slice(rank * 12 // world, (rank + 1) * 12 // world)
+head_, loss_ = (DDP(head), DDP(loss)) if world > 1 else (head, loss)
+value = loss_(*gather(head_(features[part]), labels[part]))
+value.backward()
+if rank == 0:
+    grads = [p.grad.flatten() for m in (head, loss) for p in m.parameters()]
+    print(json.dumps([value.item(), *torch.cat(grads).tolist()]))
+sys.stdout.flush()
+dist.barrier()
+os._exit(0)  # as recipes/train.py does, and for its reason
+"""
+
+
+def run_with_processes(count: int, arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(count),
+        *arguments,
+    ]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=300)
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    values = []
+    for count in (1, 2):
+        done = run_with_processes(count, [str(script)], PYTHONPATH=str(ROOT))
+        assert done.returncode == 0, done.stderr
+        values.append(json.loads(done.stdout.splitlines()[-1]))
+    assert values[0] == pytest.approx(values[1], abs=1e-12)
+    assert max(map(abs, values[0])) > 0.1
+
+
+def test_the_recipe_runs_on_two_processes(tmp_path):
+    done = run_with_processes(2, ["recipes/train.py", *tiny(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    (result,) = read_results(tmp_path / "board" / "results")
+    assert result.queries == 12
+    log = (tmp_path / "runs" / "mine" / "idml-test_resnet-32px" / "seed0" / "log.csv").read_text().splitlines()
+    assert len(log) == 1 + 2, "one step of 8 images in each of 2 epochs, however many processes"
+    failed = run_with_processes(2, ["recipes/train.py", *tiny(tmp_path, "batch_size=7")])
+    assert failed.returncode != 0
+    assert "must be a multiple of the 2 processes" in failed.stderr.replace("\n", " ")
