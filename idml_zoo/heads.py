@@ -15,6 +15,11 @@ from idml_zoo.registry import heads
 from idml_zoo.types import Embedding
 
 
+def _full_precision(features: Tensor) -> torch.autocast:
+    """Heads leave autocast: rounding a unit vector to bfloat16 would cost its cosines their third digit."""
+    return torch.autocast(features.device.type, enabled=False)
+
+
 def _semantic_embedding(vector: Tensor, uncertainty: Tensor) -> Embedding:
     """Normalises in float32: half precision loses the norm of a long vector."""
     wide = vector if vector.dtype == torch.float64 else vector.float()
@@ -41,8 +46,9 @@ class SemanticHead(nn.Module):
 
     def forward(self, features: Tensor) -> Embedding:
         """``(B, F)`` features to an Embedding of B images."""
-        vector = self.semantic(features)
-        return _semantic_embedding(vector, torch.zeros_like(vector))
+        with _full_precision(features):
+            vector = self.semantic(features.to(self.semantic.weight.dtype))
+            return _semantic_embedding(vector, torch.zeros_like(vector))
 
 
 @heads.register("idml")
@@ -83,10 +89,12 @@ class IDMLHead(nn.Module):
 
     def forward(self, features: Tensor) -> Embedding:
         """``(B, F)`` features to an Embedding of B images."""
-        vector = self.semantic(features)
-        if self.uncertainty_input == "normalized":
-            features = F.layer_norm(features, features.shape[1:]) / math.sqrt(features.shape[1])
-        return _semantic_embedding(vector, self.uncertainty(features).to(vector.dtype))
+        with _full_precision(features):
+            features = features.to(self.semantic.weight.dtype)
+            vector = self.semantic(features)
+            if self.uncertainty_input == "normalized":
+                features = F.layer_norm(features, features.shape[1:]) / math.sqrt(features.shape[1])
+            return _semantic_embedding(vector, self.uncertainty(features))
 
 
 @heads.register("features")

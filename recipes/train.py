@@ -28,21 +28,22 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from config import QUICKSTART, Config, ConfigError, load_config
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 import idml_zoo
-from idml_zoo.data.benchmark import Benchmark, DataError, table_benchmark
+from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.images import ImageDataset
 from idml_zoo.data.split import Split
 from idml_zoo.distributed import gather
 from idml_zoo.evaluation.protocol import code_state, evaluate, save_result
-from idml_zoo.hub import WEIGHTS, WeightsError, save_pretrained, sha256_of
+from idml_zoo.hub import WEIGHTS, save_pretrained, sha256_of
 from idml_zoo.leaderboard import build_leaderboard, summary
 from idml_zoo.losses import ProxyAnchor, mixup
 from idml_zoo.model import IDMLModel
-from idml_zoo.registry import UnknownNameError, benchmarks
-from idml_zoo.results import Result, ResultError, write_text
+from idml_zoo.registry import benchmarks
+from idml_zoo.results import Result, write_text
 from idml_zoo.types import Embedding
 from idml_zoo.variants import Variant, variants
 
@@ -140,13 +141,16 @@ def append_row(path: Path, entry: dict[str, Any]) -> None:
 
 
 def step_loss(
-    model: nn.Module, criterion: nn.Module, images: Tensor, labels: Tensor, use_mixup: bool
+    model: nn.Module, criterion: nn.Module, images: Tensor, labels: Tensor, mixing: torch.Generator | None
 ) -> tuple[Tensor, Embedding, Tensor]:
-    """The loss of one batch over all processes, with the clean embedding and labels for the statistics."""
-    if not use_mixup:
+    """The loss of one batch over all processes, with the clean embedding and labels for the statistics.
+
+    ``mixing`` draws the mixup, alike on every process, for λ belongs to the whole batch; None for no mixup.
+    """
+    if mixing is None:
         embedding, labels = gather(model(images), labels)
         return criterion(embedding, labels), embedding, labels
-    mixed = mixup(images)
+    mixed = mixup(images, mixing)
     both = model(torch.cat([images, mixed.images]))
     clean, everyone = gather(both[: len(images)], labels)
     blended, partners = gather(both[len(images) :], labels[mixed.permutation])
@@ -205,7 +209,7 @@ def run(config: Config) -> list[Result]:
 
     # where things go
     folder = Path(config.output) / benchmark.name / name / f"seed{config.seed}"
-    log, recipe = folder / "log.csv", config.to_yaml()
+    log, results, recipe = folder / "log.csv", Path(config.leaderboard) / "results", config.to_yaml()
     source = {"none": "none", "timm": f"timm:{config.backbone}", "package": f"package:{config.backbone.split('.')[0]}"}
     about: dict[str, Any] = {
         "root": config.data_root,
@@ -223,9 +227,12 @@ def run(config: Config) -> list[Result]:
         log.unlink(missing_ok=True)
         if config.evaluate_untrained:
             row = f"untrained-{variant.head}-{config.backbone.split('.')[0]}-{model.transform.image_size}px"
-            finished.append(evaluate(model, benchmark, row=row, training="none: random head", **about))
+            finished.append(evaluate(model, benchmark, row=row, training="none: head drawn at random", **about))
+            save_result(finished[-1], results)
 
     # training
+    set_seed(config.seed, device_specific=True)  # from here on, each process augments in its own way
+    mixing = torch.Generator().manual_seed(config.seed) if variant.mixup else None
     model_, criterion_ = model.to(memory_format=torch.channels_last), criterion
     model_, criterion_, optimizer, loader = accelerator.prepare(model_, criterion_, optimizer, loader)
     bar = Progress(
@@ -247,7 +254,7 @@ def run(config: Config) -> list[Result]:
             tick, since = time.perf_counter(), 0
             for images, labels, _ in loader:
                 images = images.contiguous(memory_format=torch.channels_last)
-                loss, embedding, everyone = step_loss(model_, criterion_, images, labels, variant.mixup)
+                loss, embedding, everyone = step_loss(model_, criterion_, images, labels, mixing)
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
@@ -294,8 +301,7 @@ def run(config: Config) -> list[Result]:
                 **about,
             )
         )
-        for result in finished:
-            save_result(result, Path(config.leaderboard) / "results")
+        save_result(finished[-1], results)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return finished
@@ -314,28 +320,17 @@ def main(arguments: list[str] | None = None) -> int:
         if not finished:  # not the main process
             return 0
         build_leaderboard(config.leaderboard)
-    except (
-        ConfigError,
-        DataError,
-        ResultError,
-        TrainingError,
-        UnknownNameError,
-        WeightsError,
-        FileNotFoundError,
-        ValueError,
-    ) as error:
-        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError, TrainingError) as error:  # the project's own errors are ValueErrors
+        console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     folder = Path(config.output) / finished[-1].benchmark / finished[-1].row / f"seed{config.seed}"
-    out = Console()
+    out = Console(soft_wrap=True, markup=False, highlight=False)
     out.print(summary(finished))
-    out.print(
-        f"model    {folder / 'model'}   idml_zoo.create_model('local-dir:{folder / 'model'}', pretrained=True)",
-        soft_wrap=True,
-    )
-    out.print(f"log      {folder / 'log.csv'}", soft_wrap=True)
-    out.print(f"result   {finished[-1].path(Path(config.leaderboard) / 'results')}", soft_wrap=True)
-    out.print(f"table    {Path(config.leaderboard) / 'README.md'}", soft_wrap=True)
+    weights = folder / "model"
+    out.print(f"model    {weights}   idml_zoo.create_model('local-dir:{weights}', pretrained=True)")
+    out.print(f"log      {folder / 'log.csv'}")
+    out.print(f"result   {finished[-1].path(Path(config.leaderboard) / 'results')}")
+    out.print(f"table    {Path(config.leaderboard) / 'README.md'}")
     return 0
 
 

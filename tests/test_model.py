@@ -102,3 +102,12 @@ def test_the_model_works_in_half_precision():
     e = model(torch.randn(2, 3, 64, 64, dtype=torch.bfloat16))
     assert e.dtype == torch.bfloat16
     e.check_values()
+
+
+@pytest.mark.parametrize("head", ["idml", "semantic"])
+def test_embeddings_are_full_precision_inside_autocast(head):
+    model = idml_zoo.create_model(head, backbone="test_resnet", embedding_dim=64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        e = model(torch.randn(2, 3, 64, 64))
+    assert e.dtype == torch.float32
+    assert torch.allclose(e.semantic.norm(dim=1), torch.ones(2), atol=1e-6)

@@ -47,7 +47,7 @@ def test_commands_run(line, workplace):
 
 
 def test_the_two_set_up_commands(workplace):
-    """Installing is left out here (it was done to get this far); the quickstart's own command is run, cut to one epoch."""
+    """Installing is left out (it was done to get this far); the quickstart's own command is run, cut to one epoch."""
     main, tests = INSTALLING
     assert tests == "pip install -e '.[test]' && pytest"
     install, _, quickstart = main.partition(" && ")
