@@ -9,7 +9,8 @@ import torch
 from conftest import SHARED, make_folder, needs_shared
 from PIL import Image
 
-from idml_zoo.data.benchmark import Benchmark, DataError, table_benchmark
+from idml_zoo.data.benchmark import Benchmark, table_benchmark
+from idml_zoo.data.errors import DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset
 from idml_zoo.data.official import load_cars196, load_cub, load_sop
 from idml_zoo.data.split import Split, Splits

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from idml_zoo.data import glyphs
-from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.errors import DataError
 
 
 def test_classes_are_what_the_fonts_cover():

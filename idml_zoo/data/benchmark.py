@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idml_zoo.data.errors import DataError
+
 if TYPE_CHECKING:
     from idml_zoo.data.split import Splits
-
-
-class DataError(ValueError):
-    """Data that is missing, broken or not what it claims to be; the message says what, expected, and remedy."""
 
 
 @dataclass(frozen=True)

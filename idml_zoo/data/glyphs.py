@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.errors import DataError
 from idml_zoo.data.split import Split, Splits
 
 SIZE = 64  # pixels

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.errors import DataError
 from idml_zoo.data.split import Split
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.errors import DataError
 from idml_zoo.data.split import Split, Splits
 
 

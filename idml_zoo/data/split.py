@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

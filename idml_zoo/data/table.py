@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from idml_zoo.data.benchmark import DataError
+from idml_zoo.data.errors import DataError
 from idml_zoo.data.split import ImageSource, Split, Splits
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
