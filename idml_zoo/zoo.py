@@ -63,31 +63,45 @@ class Record:
         head: name in the head registry.
         backbone: key of :data:`BACKBONES`.
         benchmark: what it is, or will be, trained for.
+        recipe: the file that trains it, with what :meth:`command` adds; from the project's root.
         embedding_dim: D.
         weights: where published weights lie; None while there are none.
-        recipe: the file that trains it, from the project's root; None where there is none of its own yet.
     """
 
     head: str
     backbone: str
     benchmark: str
+    recipe: str
     embedding_dim: int = 512
     weights: str | None = None
-    recipe: str | None = None
+
+    def command(self, name: str) -> str:
+        """What to type to train this model; its row is called ``name``."""
+        chosen = BACKBONES[self.backbone]
+        keys = {"benchmark": self.benchmark, "variant": "idml" if self.head == "idml" else "pa"}
+        keys |= {"name": name, "backbone": chosen.timm_name, "embedding_dim": str(self.embedding_dim)}
+        if chosen.image_size is not None:
+            keys["image_size"] = str(chosen.image_size)
+        if chosen.options:
+            keys["backbone_options"] = "'{" + ", ".join(f"{k}: {v}" for k, v in chosen.options.items()) + "}'"
+        given = " ".join(f"{k}={v}" for k, v in keys.items())
+        return f"accelerate launch recipes/train.py --config {self.recipe} {given}"
 
 
 models: Registry[Record] = Registry("model")
-for _benchmark in ("cub", "cars196", "sop", "glyphs"):
-    for _backbone in BACKBONES:
-        for _head in ("idml", "semantic"):
-            _recipe = (
-                f"recipes/{_benchmark}_resnet50.yaml" if _backbone == "resnet50" and _benchmark != "glyphs" else None
-            )
-            models.add(f"{_head}_{_backbone}_{_benchmark}", Record(_head, _backbone, _benchmark, recipe=_recipe))
+_RECIPES = {b: f"recipes/{b}_resnet50.yaml" for b in ("cub", "cars196", "sop")} | {
+    "glyphs": "recipes/glyphs_quickstart.yaml",
+    "cub2010": "recipes/cub2010_lite0.yaml",
+}
 for _head in ("idml", "semantic"):
+    for _backbone in BACKBONES:
+        for _benchmark in ("cub", "cars196", "sop", "glyphs"):
+            models.add(
+                f"{_head}_{_backbone}_{_benchmark}", Record(_head, _backbone, _benchmark, recipe=_RECIPES[_benchmark])
+            )
     models.add(
         f"{_head}_tf_efficientnet_lite0_cub2010",
-        Record(_head, "tf_efficientnet_lite0", "cub2010", recipe="recipes/cub2010_lite0.yaml"),
+        Record(_head, "tf_efficientnet_lite0", "cub2010", recipe=_RECIPES["cub2010"]),
     )
 
 
@@ -209,13 +223,8 @@ def _build(
 
 
 def _no_weights(name: str, record: Record) -> str:
-    recipe = record.recipe or (
-        f"recipes/train.py benchmark={record.benchmark} backbone={BACKBONES[record.backbone].timm_name} "
-        f"variant={'idml' if record.head == 'idml' else 'pa'}"
-    )
-    how = f"accelerate launch recipes/train.py --config {recipe}" if record.recipe else f"accelerate launch {recipe}"
     return (
-        f"{name!r} has no published weights yet. Train it: `{how}`, then "
+        f"{name!r} has no published weights yet. Train it: `{record.command(name)}`, then "
         "create_model('local-dir:RUN_FOLDER/model', pretrained=True); "
         "or start from ImageNet with backbone_pretrained=True"
     )

@@ -55,6 +55,22 @@ def test_every_curated_backbone_is_a_timm_model_with_that_tag():
     assert [b.timm_name for b in BACKBONES.values() if b.timm_name not in known] == []
 
 
+@pytest.mark.parametrize("name", list(models))
+def test_the_command_that_a_record_gives_is_a_valid_run_of_that_model(name):
+    import shlex
+
+    from config import load_config
+
+    record = models[name]
+    words = shlex.split(record.command(name))
+    config = load_config(ROOT / words[words.index("--config") + 1], words[words.index("--config") + 2 :])
+    chosen = BACKBONES[record.backbone]
+    assert (config.benchmark, config.backbone, config.embedding_dim) == (record.benchmark, chosen.timm_name, 512)
+    assert config.backbone_options == chosen.options
+    assert config.name == name
+    assert config.variant == ("idml" if record.head == "idml" else "pa")
+
+
 def test_every_recipe_that_a_record_names_exists():
     assert [r.recipe for r in (models[n] for n in models) if r.recipe and not (ROOT / r.recipe).is_file()] == []
 
