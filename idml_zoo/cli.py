@@ -44,8 +44,8 @@ def _eval(args: argparse.Namespace) -> int:
     from idml_zoo.evaluation.protocol import evaluate, save_result
     from idml_zoo.hub import WEIGHTS, read_config, sha256_of
     from idml_zoo.leaderboard import build_leaderboard, summary
-    from idml_zoo.registry import benchmarks
-    from idml_zoo.zoo import LOCAL, create_model
+    from idml_zoo.registry import benchmarks, heads
+    from idml_zoo.zoo import LOCAL, create_model, weights_source
 
     benchmark = benchmarks[args.benchmark]
     local = args.model.startswith(LOCAL)
@@ -53,34 +53,29 @@ def _eval(args: argparse.Namespace) -> int:
         import torch
 
         torch.manual_seed(args.seed)
-    model = create_model(
-        args.model, local, backbone=args.backbone, pooling=args.pooling, backbone_pretrained=args.backbone_weights
-    )
-    about: dict[str, str] = {}
     weights = args.backbone_weights
-    source = "none" if weights == "none" else f"{weights}:{model.config['backbone']}"
+    model = create_model(args.model, local, backbone=args.backbone, pooling=args.pooling, backbone_pretrained=weights)
+    about: dict[str, str] = {"pretrained": weights_source(weights, model.config["backbone"])}
     if local:
         folder = Path(args.model[len(LOCAL) :])
         meta = read_config(folder)["meta"]
-        about = {"weights_sha256": sha256_of(folder / WEIGHTS), "checkpoint": "last"}
-        about |= {"variant": str(meta.get("variant", "none")), "training": f"weights of {folder.name}"}
-    else:
-        changes = dict(benchmark.transform)
-        for key in ("image_size", "crop_fraction"):
-            if getattr(args, key) is not None:
-                changes[key] = getattr(args, key)
-        model.transform = model.transform.replace(**changes)
+        about = {"pretrained": str(meta.get("pretrained", "none")), "variant": str(meta.get("variant", "none"))}
+        about |= {"weights_sha256": sha256_of(folder / WEIGHTS), "checkpoint": "last", "training": "weights of its own"}
+    elif args.model in heads:
+        model.transform = model.transform.replace(**benchmark.transform)
+    wishes = {"image_size": args.image_size, "crop_fraction": args.crop_fraction}
+    model.transform = model.transform.replace(**{k: v for k, v in wishes.items() if v is not None})
+    row = args.row or f"{model.config['head']}-{model.config['backbone']}"
     results: list[Result] = [
         evaluate(
             model,
             benchmark,
             root=args.root,
-            row=args.row if similarity == args.similarity[0] else f"{args.row or args.model}-{similarity}",
+            row=row if similarity == "cosine" else f"{row}-{similarity}",
             seed=args.seed,
             similarity=similarity,
             batch_size=args.batch_size,
             device=args.device,
-            pretrained=source,
             **about,  # type: ignore[arg-type]
         )
         for similarity in args.similarity
@@ -140,7 +135,11 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--image-size", type=int, help="pixels")
     one.add_argument("--crop-fraction", type=float, help="resize to image size / this, then crop (default 0.875)")
     one.add_argument(
-        "--similarity", nargs="+", choices=("cosine", "introspective"), default=["cosine"], help="one row for each"
+        "--similarity",
+        nargs="+",
+        choices=("cosine", "introspective"),
+        default=["cosine"],
+        help="one row for each; -introspective is added to the name of that one",
     )
     one.add_argument("--row", help="name of the row (default: head and backbone)")
     one.add_argument("--seed", type=int, default=0)
@@ -163,11 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         return int(args.run(args))
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        return 0
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        return 0
 
 
 if __name__ == "__main__":

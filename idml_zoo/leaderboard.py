@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from idml_zoo.registry import benchmarks
 from idml_zoo.results import Result, ResultError, read_results, write_text
+from idml_zoo.zoo import BACKBONES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,9 +120,9 @@ def _title(metric: str) -> str:
     return _TITLES.get(metric) or f"R@{_recall_order(metric)}"
 
 
-def _markdown(header: Sequence[str], body: Iterable[Sequence[str]], left: int) -> str:
+def _markdown(header: Sequence[str], body: Iterable[Sequence[str]], align: Sequence[str]) -> str:
     lines = ["| " + " | ".join(header) + " |"]
-    lines.append("|" + "|".join(["---"] * left + ["---:"] * (len(header) - left)) + "|")
+    lines.append("|" + "|".join("---:" if a == "right" else "---" for a in align) + "|")
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
     return "\n".join(lines)
 
@@ -134,27 +135,35 @@ def _evidence(row: Row) -> str:
     return " ".join(parts)
 
 
+def pretraining(source: str) -> str:
+    """What the backbone's first weights had seen, for test classes may be among it: "ImageNet-1k (timm:…)"."""
+    name = source.partition(":")[2]
+    for backbone in BACKBONES.values():
+        if name and name in (backbone.timm_name, backbone.timm_name.split(".")[0]):
+            return f"{backbone.pretraining} ({source})"
+    return source
+
+
 def _measured_table(rows: Sequence[Row]) -> str:
     metrics = _columns(rows)
-    header = ["row", "variant", "backbone", "weights", "dim", "training", "search", "seeds", *map(_title, metrics)]
+    header = ["row", "seeds", *map(_title, metrics), "network", "pretrained on", "training", "search"]
     body = []
     for row in rows:
         r = row.first
         flag = " ⚠ checkpoint chosen on the test set" if r.protocol.checkpoint == "test" else ""
+        training = r.training or "none"
         body.append(
             [
                 f"**{r.row}**{flag}",
-                r.model.variant if r.model.variant != "none" else "untrained",
-                f"{r.model.backbone}, {r.protocol.image_size} px",
-                r.model.pretrained,
-                str(r.model.embedding_dim),
-                r.training or "none",
-                r.protocol.similarity,
                 _evidence(row),
                 *(percent(row.values(m)) for m in metrics),
+                f"{r.model.backbone}, {r.protocol.image_size} px, {r.model.head}, {r.model.embedding_dim}-d",
+                pretraining(r.model.pretrained),
+                training if r.model.variant == "none" else f"{r.model.variant}: {training}",
+                r.protocol.similarity,
             ]
         )
-    return _markdown(header, body, 8)
+    return _markdown(header, body, ("left", "left", *["right"] * len(metrics), *["left"] * 4))
 
 
 def read_reported(path: Path) -> list[dict[str, str]]:
@@ -188,9 +197,10 @@ def _reported_metrics(rows: Sequence[dict[str, str]]) -> list[str]:
 def _reported_table(rows: Sequence[dict[str, str]]) -> str:
     metrics = _reported_metrics(rows)
     ordered = sorted(rows, key=lambda r: -float(r["recall@1"] or 0))
-    body = [[r["method"], r["backbone"], r["dim"], r["source"], *(r[m] or "–" for m in metrics)] for r in ordered]
+    body = [[r["method"], *(r[m] or "–" for m in metrics), r["backbone"], r["dim"], r["source"]] for r in ordered]
     notes = sorted({r["note"] for r in rows if r["note"]})
-    table = _markdown(["method", "backbone", "dim", "source", *map(_title, metrics)], body, 4)
+    align = ("left", *["right"] * len(metrics), *["left"] * 3)
+    table = _markdown(["method", *map(_title, metrics), "backbone", "dim", "source"], body, align)
     return table + "".join(f"\n\n{n}" for n in notes)
 
 

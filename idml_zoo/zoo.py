@@ -230,6 +230,16 @@ def _no_weights(name: str, record: Record) -> str:
     )
 
 
+def weights_source(kind: str, backbone: str) -> str:
+    """What a result says of a backbone's first weights: "none", "timm:resnet50.tv_in1k", "package:<name>".
+
+    Args:
+        kind: "none", "timm" or "package".
+        backbone: timm name; the tag of packaged weights is dropped, for they are not timm's.
+    """
+    return kind if kind == "none" else f"{kind}:{backbone.split('.')[0] if kind == 'package' else backbone}"
+
+
 def create_transforms(model: IDMLModel | TransformConfig) -> tuple[Any, Any]:
     """(training, evaluation) transforms that fit a model: PIL RGB image to float32 ``(3, S, S)``.
 

@@ -46,6 +46,7 @@ from idml_zoo.registry import benchmarks
 from idml_zoo.results import Result, write_text
 from idml_zoo.types import Embedding
 from idml_zoo.variants import Variant, variants
+from idml_zoo.zoo import weights_source
 
 console = Console(stderr=True)
 
@@ -210,13 +211,12 @@ def run(config: Config) -> list[Result]:
     # where things go
     folder = Path(config.output) / benchmark.name / name / f"seed{config.seed}"
     log, results, recipe = folder / "log.csv", Path(config.leaderboard) / "results", config.to_yaml()
-    source = {"none": "none", "timm": f"timm:{config.backbone}", "package": f"package:{config.backbone.split('.')[0]}"}
     about: dict[str, Any] = {
         "root": config.data_root,
         "seed": config.seed,
         "split": measured,
         "split_name": config.evaluate_on,
-        "pretrained": source[config.backbone_weights],
+        "pretrained": weights_source(config.backbone_weights, config.backbone),
         "device": accelerator.device,
         "workers": workers,
         "progress": main,
@@ -279,6 +279,7 @@ def run(config: Config) -> list[Result]:
             scheduler.step()
             if main:
                 meta = {"benchmark": benchmark.name, "variant": config.variant, "seed": config.seed, "epoch": epoch + 1}
+                meta["pretrained"] = about["pretrained"]
                 save_pretrained(model, folder / "model", **meta)
     train_seconds = time.perf_counter() - started
 
