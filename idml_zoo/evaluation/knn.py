@@ -98,9 +98,8 @@ def _search_torch(
             scores[torch.arange(len(scores)), rows[start : start + step]] = -torch.inf
         top = scores.topk(min(k + 1, scores.shape[1]))
         indices, values = top.indices, top.values
-        if (
-            indices.shape[1] > k
-        ):  # topk chooses freely among equals: settle by a full stable sort where the cut hits a tie
+        if indices.shape[1] > k:
+            # topk chooses freely among equals: where the cut goes through a tie, a full stable sort settles it
             tied = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
             if len(tied):
                 full = scores[tied].sort(dim=1, descending=True, stable=True)
