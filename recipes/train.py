@@ -68,6 +68,17 @@ def keep_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def share_cores(threads: int | None) -> None:
+    """Sets the threads of this process: ``threads``, else the cores divided among the processes of this machine.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 where there is no GPU, which would leave the other cores idle.
+    """
+    if threads is None and int(os.environ.get("OMP_NUM_THREADS", "1")) > 1:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def load_benchmark(config: Config) -> tuple[Benchmark, Split, Split]:
     """The benchmark's record, the training split, and the split to measure."""
     if config.source:
@@ -174,6 +185,7 @@ def run(config: Config) -> list[Result]:
         )
     if accelerator.device.type == "cpu":
         keep_memory()
+        share_cores(config.threads)
     set_seed(config.seed)
 
     # data and network

@@ -96,6 +96,28 @@ def test_validation_leaves_the_test_classes_closed(tmp_path):
     assert "development" in (tmp_path / "board" / "README.md").read_text()
 
 
+def test_cores_are_shared_out_unless_told_otherwise(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+        for omp, world, threads, expected in [
+            ("1", "1", None, 6),
+            ("1", "3", None, 2),
+            ("1", "9", None, 1),
+            ("1", "1", 2, 2),
+        ]:
+            monkeypatch.setenv("OMP_NUM_THREADS", omp)
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", world)
+            train.share_cores(threads)
+            assert torch.get_num_threads() == expected
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        torch.set_num_threads(3)
+        train.share_cores(None)
+        assert torch.get_num_threads() == 3, "a choice above 1 is somebody's"
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_parameter_groups_follow_the_recipe():
     config = train.load_config(
         ROOT / "recipes" / "cub_resnet50.yaml", [*TINY, "warmup_epochs=0", "uncertainty_lr_multiplier=3"]
