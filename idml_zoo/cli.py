@@ -63,11 +63,11 @@ def _eval(args: argparse.Namespace) -> int:
         about |= {"weights_sha256": sha256_of(folder / WEIGHTS), "checkpoint": "last", "training": "weights of its own"}
     elif args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
-    wishes = {"image_size": args.image_size, "crop_fraction": args.crop_fraction}
-    model.transform = model.transform.replace(**{k: v for k, v in wishes.items() if v is not None})
+    model.transform = model.transform.replace(image_size=args.image_size, crop_fraction=args.crop_fraction)
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
-    results: list[Result] = [
-        evaluate(
+    results: list[Result] = []
+    for similarity in args.similarity:
+        result = evaluate(
             model,
             benchmark,
             root=args.root,
@@ -78,10 +78,8 @@ def _eval(args: argparse.Namespace) -> int:
             device=args.device,
             **about,  # type: ignore[arg-type]
         )
-        for similarity in args.similarity
-    ]
-    for result in results:
         path = save_result(result, Path(args.leaderboard) / "results")
+        results.append(result)
     build_leaderboard(args.leaderboard)
     out = Console(soft_wrap=True)
     out.print(summary(results))

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from idml_zoo.data import glyphs
 from idml_zoo.data.errors import DataError
@@ -17,7 +18,7 @@ def test_identical_outlines_are_known():
     assert groups[latin] == groups[greek] == groups[cyrillic]
     assert groups[ord("Q")] != groups[latin] and ord("R") not in groups
     assert len(groups) == 183 and len(set(groups.values())) == 82
-    font = __import__("PIL.ImageFont", fromlist=["truetype"]).truetype(str(glyphs.font_paths()[0]), 38)
+    font = ImageFont.truetype(str(glyphs.font_paths()[0]), 38)
     assert np.array_equal(glyphs.render_clean(latin, font), glyphs.render_clean(greek, font))
     assert not np.array_equal(glyphs.render_clean(latin, font), glyphs.render_clean(ord("R"), font))
 
@@ -43,7 +44,7 @@ def test_severity_is_kept_and_is_what_degrades():
     split = glyphs.load_glyphs(20).test
     severity = split.extras["severity"]
     assert severity.min() >= 0 and severity.max() < 1 and 0.15 < np.median(severity) < 0.35
-    font = __import__("PIL.ImageFont", fromlist=["truetype"]).truetype(str(glyphs.font_paths()[0]), 38)
+    font = ImageFont.truetype(str(glyphs.font_paths()[0]), 38)
     clean = glyphs.render_clean(ord("R"), font)
     change = [
         np.mean(
@@ -54,6 +55,11 @@ def test_severity_is_kept_and_is_what_degrades():
     assert change[0] == 0 and change[0] < change[1] < change[2]
     rng = np.random.default_rng([0, 65, 2])
     assert glyphs.severity(65, 2) == rng.random() ** 2
+    point, face = glyphs.code_points()[1148], 5
+    font = ImageFont.truetype(str(glyphs.font_paths()[face]), 38, layout_engine=ImageFont.Layout.BASIC)
+    rng = np.random.default_rng([0, point, face])
+    again = glyphs.degrade(glyphs.render_clean(point, font), rng.random() ** 2, rng)
+    assert np.array_equal(np.asarray(split.images[face].convert("L")), again), "the image is degraded by what is kept"
 
 
 def test_an_unwritable_cache_does_not_stop_anyone(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import cpu
 import pytest
 import torch
 import train
@@ -108,11 +109,11 @@ def test_cores_are_shared_out_unless_told_otherwise(monkeypatch):
         ]:
             monkeypatch.setenv("OMP_NUM_THREADS", omp)
             monkeypatch.setenv("LOCAL_WORLD_SIZE", world)
-            train.share_cores(threads)
+            cpu.share_cores(threads)
             assert torch.get_num_threads() == expected
         monkeypatch.setenv("OMP_NUM_THREADS", "4")
         torch.set_num_threads(3)
-        train.share_cores(None)
+        cpu.share_cores(None)
         assert torch.get_num_threads() == 3, "a choice above 1 is somebody's"
     finally:
         torch.set_num_threads(before)

@@ -23,7 +23,6 @@ class Benchmark:
         load: ``load(root) -> Splits``; ``root`` is the folder that holds the data (unused by embedded ones).
         ks: the K of Recall@K.
         counts: expected (train classes, train images, test classes, test images), or None where any will do.
-        comparable: whether scores may stand beside the paper's tables.
         transform: fields of :class:`~idml_zoo.data.transforms.TransformConfig` that this data needs to be different
             from the backbone's own, for example no horizontal flip of letters.
         note: what a reader of its table must know.
@@ -35,7 +34,6 @@ class Benchmark:
     load: Callable[[Path], Splits]
     ks: tuple[int, ...] = (1, 2, 4, 8)
     counts: tuple[int, int, int, int] | None = None
-    comparable: bool = False
     transform: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     remedy: str = ""

@@ -39,7 +39,6 @@ for _benchmark in (
         "CUB-200-2011",
         _lazily("official", "load_cub"),
         counts=(100, 5864, 100, 5924),
-        comparable=True,
         remedy=f"Get CUB_200_2011.tgz from {_CUB_URL} and extract it under the data root.",
     ),
     Benchmark(
@@ -47,7 +46,6 @@ for _benchmark in (
         "Cars196",
         _lazily("official", "load_cars196"),
         counts=(98, 8054, 98, 8131),
-        comparable=True,
         remedy="Put cars_annos.mat and the folder car_ims (the union of both official halves) under the data root.",
     ),
     Benchmark(
@@ -56,7 +54,6 @@ for _benchmark in (
         _lazily("official", "load_sop"),
         ks=(1, 10, 100, 1000),
         counts=(11318, 59551, 11316, 60502),
-        comparable=True,
         remedy=f"Get Stanford_Online_Products.zip from {_SOP_URL} and extract it under the data root.",
     ),
     Benchmark(

@@ -88,9 +88,15 @@ def twin_groups() -> dict[int, int]:
     return {c: g for g, twins in enumerate(t for t in groups.values() if len(t) > 1) for c in twins}
 
 
+def _severity(code_point: int, face: int, seed: int) -> tuple[float, np.random.Generator]:
+    """An image's severity, and the generator that its degradation goes on with."""
+    rng = np.random.default_rng([seed, code_point, face])
+    return float(rng.random() ** 2), rng
+
+
 def severity(code_point: int, face: int, seed: int = SEED) -> float:
     """How much an image is degraded, in [0, 1); half the images lie below 0.25."""
-    return float(np.random.default_rng([seed, code_point, face]).random() ** 2)
+    return _severity(code_point, face, seed)[0]
 
 
 def degrade(clean: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
@@ -130,8 +136,7 @@ def _render(points: tuple[int, ...], seed: int) -> np.ndarray:
     images = np.empty((len(points), len(fonts), SIZE, SIZE), dtype=np.uint8)
     for i, c in enumerate(track(points, description="rendering glyphs", transient=True)):
         for face, font in enumerate(fonts):
-            rng = np.random.default_rng([seed, c, face])
-            images[i, face] = degrade(render_clean(c, font), rng.random() ** 2, rng)
+            images[i, face] = degrade(render_clean(c, font), *_severity(c, face, seed))
     return images.reshape(-1, SIZE, SIZE)
 
 

@@ -58,8 +58,8 @@ class TransformConfig:
         )
 
     def replace(self, **changes: Any) -> TransformConfig:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some fields changed; None leaves a field as it is."""
+        return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

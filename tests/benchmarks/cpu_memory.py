@@ -19,7 +19,7 @@ def measure(
     sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
     import timm
     import torch
-    from train import keep_memory
+    from cpu import keep_memory
 
     if keep:
         keep_memory()
