@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from idml_zoo import cli_data
 from idml_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -145,6 +146,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--device", help="default: cuda where there is one")
     one.add_argument("--leaderboard", default="runs/leaderboard", help="leaderboard folder (default: runs/leaderboard)")
     one.set_defaults(run=_eval)
+
+    cli_data.add_parser(commands)
 
     one = commands.add_parser("leaderboard", help="make the tables from result files, or check that they agree")
     one.add_argument("action", choices=("build", "check"))

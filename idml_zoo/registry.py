@@ -66,7 +66,8 @@ class Registry(Generic[T]):
 
     def _populate(self) -> None:
         while self._modules:
-            importlib.import_module(self._modules.pop())
+            importlib.import_module(self._modules[-1])
+            self._modules.pop()
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: ``@heads.register("idml")``. A name is registered once; a second time is a ValueError."""

@@ -38,6 +38,18 @@ class Config:
     source: str = ""  # one's own images: folder of class folders, Parquet file, or Hub data set id
     train_classes: str = ""  # for `source`: "0-99"; default: the first half
     test_classes: str = ""
+    hub_split: str = "train"  # of a Hub data set, for `source` and `stream`
+    revision: str = ""  # commit of a Hub data set; default: the latest
+    stream: str = ""  # train on a stream instead: 'shards/*.parquet' (or .arrow, .tar), or a Hub data set id
+    stream_classes: str = ""  # class numbers of the stream to train on: "0-9999"
+    steps_per_epoch: int = 0  # of a stream, which has no end
+    shuffle_buffer: int = 2000  # rows of a stream
+    sampler: str = "shuffle"  # shuffle | pk: classes × images_per_class in every batch
+    images_per_class: int = 4  # for sampler=pk
+    whole_classes: bool = True  # for sampler=pk on several processes: each has classes of its own
+    cache: bool = True  # decode once: training images as pixels in a mapped file; measuring always decodes anew
+    cache_side: int | None = None  # pixels, bound of the shorter side in that file; default: twice image_size
+    augment_on_device: bool = False  # flips and floats in batches on the device instead of in the loader
     image_size: int | None = None  # pixels; default: what benchmark and backbone ask for
     crop_fraction: float | None = None  # test images are resized to image_size / crop_fraction, then cropped
     random_crop_scale: list[float] | None = None  # area range of RandomResizedCrop
@@ -72,7 +84,9 @@ class Config:
     mixed_precision: str = "no"  # no | bf16 | fp16
     # measuring
     evaluate_on: str = "test"  # test | validation: the latter holds out training classes and leaves the test set closed
-    validation_fraction: float = 0.2  # of the training classes, for evaluate_on=validation
+    val_classes: float = 0.2  # fraction of the training classes that is held out, for evaluate_on=validation
+    val_folds: int = 0  # k: hold out fold val_fold of k folds of the training classes instead
+    val_fold: int = 0
     evaluate_untrained: bool = False  # also measure the network before training, as a row of its own
     log_every: int = 10  # steps
     output: str = "runs"  # run folders go here
@@ -83,13 +97,25 @@ class Config:
             "backbone_weights": ("none", "timm", "package"),
             "mixed_precision": ("no", "bf16", "fp16"),
             "evaluate_on": ("test", "validation"),
+            "sampler": ("shuffle", "pk"),
             "proxy_uncertainty": ("learned", "zero"),
             "uncertainty_input": ("normalized", "features"),
         }
         for key, known in choices.items():
             if getattr(self, key) not in known:
                 raise ConfigError(f"{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}")
-        positive = ("epochs", "batch_size", "lr", "lr_step", "lr_gamma", "tau", "scale", "log_every", "embedding_dim")
+        positive = (
+            "epochs",
+            "batch_size",
+            "lr",
+            "lr_step",
+            "lr_gamma",
+            "tau",
+            "scale",
+            "log_every",
+            "embedding_dim",
+            "images_per_class",
+        )
         for key in (*positive, "initial_level", "clip_value"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} must be positive, got {getattr(self, key)!r}")
@@ -97,8 +123,14 @@ class Config:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ConfigError(f"warmup_epochs must lie in 0–{self.epochs} (epochs), got {self.warmup_epochs}")
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+        if not 0 < self.val_classes < 1:
+            raise ConfigError(f"val_classes must lie between 0 and 1 (a fraction), got {self.val_classes}")
+        if self.val_folds and not 0 <= self.val_fold < self.val_folds:
+            raise ConfigError(
+                f"val_fold must lie in 0–{self.val_folds - 1} (val_folds={self.val_folds}), got {self.val_fold}"
+            )
+        if self.stream and self.steps_per_epoch < 1:
+            raise ConfigError("stream has no end: say how long an epoch is with steps_per_epoch=1000")
 
     def to_yaml(self) -> str:
         """The resolved configuration, every key, in the order of the class."""

@@ -26,22 +26,20 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from config import QUICKSTART, Config, ConfigError, load_config
 from cpu import keep_memory, share_cores
+from loading import build_loading, load_benchmark
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 import idml_zoo
-from idml_zoo.data.benchmark import Benchmark, table_benchmark
-from idml_zoo.data.images import ImageDataset
-from idml_zoo.data.split import Split
+from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.distributed import gather
 from idml_zoo.evaluation.protocol import code_state, evaluate, save_result
 from idml_zoo.hub import WEIGHTS, save_pretrained, sha256_of
 from idml_zoo.leaderboard import build_leaderboard, summary
 from idml_zoo.losses import ProxyAnchor, mixup
 from idml_zoo.model import IDMLModel
-from idml_zoo.registry import benchmarks
 from idml_zoo.results import Result, write_text
 from idml_zoo.types import Embedding
 from idml_zoo.variants import Variant, variants
@@ -52,25 +50,6 @@ console = Console(stderr=True)
 
 class TrainingError(RuntimeError):
     """A run that cannot go on: a loss that is not finite, or data too small for one batch."""
-
-
-def load_benchmark(config: Config) -> tuple[Benchmark, Split, Split]:
-    """The benchmark's record, the training split, and the split to measure."""
-    if config.source:
-        benchmark = table_benchmark(
-            config.benchmark,
-            Path(config.source).absolute() if Path(config.source).exists() else config.source,
-            config.train_classes or None,
-            config.test_classes or None,
-        )
-    else:
-        benchmark = benchmarks[config.benchmark]
-    splits = benchmark.splits(config.data_root)
-    if config.evaluate_on == "test":
-        return benchmark, splits.train, splits.test
-    held_out = max(2, round(config.validation_fraction * splits.train.num_classes))
-    order = torch.randperm(splits.train.num_classes, generator=torch.Generator().manual_seed(0)).numpy()
-    return benchmark, splits.train.select_classes(order[held_out:]), splits.train.select_classes(order[:held_out])
 
 
 def build_model(config: Config, benchmark: Benchmark, variant: Variant) -> IDMLModel:
@@ -164,32 +143,18 @@ def run(config: Config) -> list[Result]:
 
     # data and network
     benchmark, train, measured = load_benchmark(config)
-    if len(train) < config.batch_size:
-        raise TrainingError(
-            f"{len(train)} training images do not fill one batch of {config.batch_size}; lower batch_size"
-        )
     model = build_model(config, benchmark, variant)
     name = config.name or f"{config.variant}-{config.backbone.split('.')[0]}-{model.transform.image_size}px"
     name += "-validation" if config.evaluate_on == "validation" else ""
+    loading = build_loading(config, train, model.transform, workers, accelerator.process_index, world, main)
     criterion = ProxyAnchor(
-        train.num_classes,
+        loading.num_classes,
         config.embedding_dim,
         variant.similarity,
         config.scale,
         config.margin,
         config.tau,
         config.proxy_uncertainty,
-    )
-    training_transform, _ = idml_zoo.create_transforms(model)
-    loader: Any = torch.utils.data.DataLoader(
-        ImageDataset(train, training_transform),
-        config.batch_size // world,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(config.seed),
     )
     optimizer: Any = torch.optim.AdamW(parameter_groups(config, model, criterion), weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, config.lr_step, config.lr_gamma)
@@ -220,7 +185,7 @@ def run(config: Config) -> list[Result]:
     set_seed(config.seed, device_specific=True)  # from here on, each process augments in its own way
     mixing = torch.Generator().manual_seed(config.seed) if variant.mixup else None
     model_, criterion_ = model.to(memory_format=torch.channels_last), criterion
-    model_, criterion_, optimizer, loader = accelerator.prepare(model_, criterion_, optimizer, loader)
+    model_, criterion_, optimizer = accelerator.prepare(model_, criterion_, optimizer)
     bar = Progress(
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -233,12 +198,14 @@ def run(config: Config) -> list[Result]:
     statistics: dict[str, float] = {}
     started, step = time.perf_counter(), 0
     with bar:
-        task = bar.add_task("train", total=config.epochs * len(loader), epoch=0, rate=0.0, loss=float("nan"))
+        task = bar.add_task("train", total=config.epochs * loading.steps, epoch=0, rate=0.0, loss=float("nan"))
         for epoch in range(config.epochs):
             model.backbone_frozen = epoch < config.warmup_epochs
             set_training_mode(model_, config.freeze_batchnorm)
             tick, since = time.perf_counter(), 0
-            for images, labels, _ in loader:
+            for images, labels, _ in loading.epoch(epoch):
+                labels = labels.to(accelerator.device, non_blocking=True)
+                images = loading.finish(images.to(accelerator.device, non_blocking=True))
                 images = images.contiguous(memory_format=torch.channels_last)
                 loss, embedding, everyone = step_loss(model_, criterion_, images, labels, mixing)
                 optimizer.zero_grad(set_to_none=True)
@@ -247,7 +214,7 @@ def run(config: Config) -> list[Result]:
                     accelerator.clip_grad_value_([*model.parameters(), *criterion.parameters()], config.clip_value)
                 optimizer.step()
                 step, since = step + 1, since + len(images) * world
-                if step % config.log_every == 0 or step == 1 or step == config.epochs * len(loader):
+                if step % config.log_every == 0 or step == 1 or step == config.epochs * loading.steps:
                     value = loss.item()  # the one place that waits for the device
                     if not torch.isfinite(loss):
                         raise TrainingError(
@@ -308,7 +275,12 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         build_leaderboard(config.leaderboard)
     except (ValueError, OSError, TrainingError) as error:  # the project's own errors are ValueErrors
-        console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        text = str(error)
+        if (
+            "DataLoader worker" in text
+        ):  # torch wraps what a worker raises into its whole traceback: the last line says it
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        console.print(f"[bold red]{type(error).__name__}:[/] {escape(text)}", highlight=False, soft_wrap=True)
         return 1
     folder = Path(config.output) / finished[-1].benchmark / finished[-1].row / f"seed{config.seed}"
     out = Console(soft_wrap=True, markup=False, highlight=False)

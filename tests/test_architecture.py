@@ -26,6 +26,7 @@ LAYERS = {
     "zoo": 3,
     "leaderboard": 4,
     "cli": 5,
+    "cli_data": 5,
     "__main__": 5,
     "__init__": 5,
 }

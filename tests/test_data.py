@@ -4,16 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import scipy.io
 import torch
-from conftest import SHARED, make_folder, needs_shared
+from conftest import make_folder
 from PIL import Image
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset
-from idml_zoo.data.official import load_cars196, load_cub, load_sop
-from idml_zoo.data.split import Split, Splits
+from idml_zoo.data.split import Split
 from idml_zoo.data.table import class_range, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_transforms
 from idml_zoo.registry import benchmarks
@@ -163,77 +161,6 @@ def test_wrong_counts_say_found_expected_and_remedy():
         DataError, match=r"expected train 2 classes / 5 images.*found train 2 classes / 4.*Download it again"
     ):
         record.splits()
-
-
-def _touch_images(root, names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(root / name)
-
-
-def test_cub_official_layout(tmp_path):
-    base = tmp_path / "CUB_200_2011"
-    names = [f"{c:03d}.Bird_{c}/{i}.jpg" for c in (1, 2, 101, 102) for i in range(3)]
-    _touch_images(base / "images", names)
-    (base / "images.txt").write_text("\ufeff" + "\r\n".join(f"{i} {n}" for i, n in enumerate(names, 1)) + "\r\n")
-    (base / "image_class_labels.txt").write_text("\n".join(f"{i} {int(n[:3])}" for i, n in enumerate(names, 1)))
-    splits = load_cub(tmp_path)
-    assert splits.train.class_names == ("Bird_1", "Bird_2") and splits.test.class_names == ("Bird_101", "Bird_102")
-    assert splits.test.images[5].size == (8, 8)
-    with pytest.raises(DataError, match=r"cub: expected train 100 classes / 5864 images.*caltech"):
-        benchmarks["cub"].splits(tmp_path)
-    (base / "image_class_labels.txt").write_text("1 1\n")
-    with pytest.raises(DataError, match="damaged copy"):
-        load_cub(tmp_path)
-    (base / "images.txt").write_text("1 a b\n")
-    with pytest.raises(DataError, match="line 1: expected 2 columns, found 3"):
-        load_cub(tmp_path)
-    with pytest.raises(DataError, match="extract the official archive"):
-        load_cub(tmp_path / "images")
-
-
-def test_cars196_official_layout(tmp_path):
-    names = [f"car_ims/{i:06d}.jpg" for i in range(1, 9)]
-    _touch_images(tmp_path, names)
-    labels = [1, 1, 2, 2, 99, 99, 196, 196]
-    records = np.array(list(zip(names, labels, strict=True)), dtype=[("relative_im_path", "O"), ("class", "O")])
-    titles = np.array([f"Car {i}" for i in range(1, 197)], dtype=object)
-    scipy.io.savemat(tmp_path / "cars_annos.mat", {"annotations": records, "class_names": titles})
-    splits = load_cars196(tmp_path)
-    assert splits.train.class_names == ("Car 1", "Car 2") and splits.test.class_names == ("Car 99", "Car 196")
-    assert splits.test.images[3].size == (8, 8)
-    (tmp_path / "cars_annos.mat").write_bytes(b"<html>not found</html>" * 20)
-    with pytest.raises(DataError, match="not the Cars196 annotation file"):
-        load_cars196(tmp_path)
-
-
-def test_sop_official_layout(tmp_path):
-    base = tmp_path / "Stanford_Online_Products"
-    header = "image_id class_id super_class_id path\n"
-    for part, classes in (("train", (1, 2)), ("test", (11319, 11320))):
-        names = [f"bicycle_final/{c}_{i}.JPG" for c in classes for i in range(2)]
-        _touch_images(base, names)
-        rows = [f"{i} {int(n.split('/')[1].split('_')[0])} 1 {n}" for i, n in enumerate(names, 1)]
-        (base / f"Ebay_{part}.txt").write_text(header + "\n".join(rows))
-    splits = load_sop(tmp_path)
-    assert splits.train.num_classes == splits.test.num_classes == 2 and splits.test.images[0].size == (8, 8)
-    assert benchmarks["sop"].ks == (1, 10, 100, 1000)
-
-
-@needs_shared
-def test_the_real_cub_lists_have_the_retrieval_counts(tmp_path):
-    base = tmp_path / "CUB_200_2011"
-    base.mkdir()
-    for name in ("images.txt", "image_class_labels.txt"):
-        (base / name).write_bytes((SHARED / "data" / "cub_200_2011_lists" / name).read_bytes())
-    assert isinstance(benchmarks["cub"].splits(tmp_path), Splits)
-
-
-@needs_shared
-@pytest.mark.parametrize("name", ["cub2010", "cars196_half", "omniglot"])
-def test_the_real_tables_are_what_their_records_say(name):
-    splits = benchmarks[name].splits(SHARED / "data")
-    assert splits.train.images[0].mode == "RGB" and not set(splits.train.class_names) & set(splits.test.class_names)
 
 
 def test_transforms():

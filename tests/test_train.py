@@ -85,16 +85,60 @@ def test_warm_up_trains_the_heads_only(tmp_path):
 def test_validation_leaves_the_test_classes_closed(tmp_path):
     config = train.load_config(
         ROOT / "recipes" / "cub_resnet50.yaml",
-        tiny(tmp_path, "evaluate_on=validation", "train_classes=0-3", "validation_fraction=0.5")[2:],
+        tiny(tmp_path, "evaluate_on=validation", "train_classes=0-3", "val_classes=0.5")[2:],
     )
     benchmark, training, measured = train.load_benchmark(config)
     everything = benchmark.splits()
     assert not set(training.class_names) & set(measured.class_names)
     assert set(training.class_names) | set(measured.class_names) == set(everything.train.class_names)
-    assert train.main(tiny(tmp_path, "evaluate_on=validation", "train_classes=0-3", "validation_fraction=0.5")) == 0
+    assert train.main(tiny(tmp_path, "evaluate_on=validation", "train_classes=0-3", "val_classes=0.5")) == 0
     (result,) = read_results(tmp_path / "board" / "results")
     assert result.row.endswith("-validation") and result.protocol.split == "validation"
     assert "development" in (tmp_path / "board" / "README.md").read_text()
+
+
+def trained(tmp_path, name, *more):
+    assert train.main(tiny(tmp_path, f"name={name}", *more)) == 0
+    return load_file(tmp_path / "runs" / "mine" / name / "seed0" / "model" / "model.safetensors")
+
+
+def test_the_cache_changes_no_bit_of_small_images(tmp_path):
+    one, two = trained(tmp_path, "cached"), trained(tmp_path, "decoded", "cache=false")
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    three = trained(tmp_path, "reduced", "cache_side=20")
+    assert not torch.equal(one["head.semantic.weight"], three["head.semantic.weight"])
+
+
+def test_folds_hold_out_every_class_once(tmp_path):
+    more = ["evaluate_on=validation", "train_classes=0-3", "val_folds=2"]
+    held_out = []
+    for fold in range(2):
+        arguments = tiny(tmp_path, *more, f"val_fold={fold}")[2:]
+        config = train.load_config(ROOT / "recipes" / "cub_resnet50.yaml", arguments)
+        _, training, measured = train.load_benchmark(config)
+        assert not set(training.class_names) & set(measured.class_names)
+        held_out += measured.class_names
+    assert sorted(held_out) == ["class_0", "class_1", "class_2", "class_3"]
+
+
+@pytest.mark.parametrize("more", [["sampler=pk", "images_per_class=4"], ["augment_on_device=true"], ["workers=2"]])
+def test_other_ways_of_loading_train_too(tmp_path, more):
+    assert not torch.equal(
+        trained(tmp_path, "one", *more)["head.semantic.weight"], trained(tmp_path, "plain")["head.semantic.weight"]
+    )
+    assert len(read_results(tmp_path / "board" / "results")) == 2
+
+
+def test_training_from_a_stream_of_shards(tmp_path):
+    from idml_zoo.data.store import prepare
+
+    record = idml_zoo.table_benchmark("mine", make_folder(tmp_path / "photos"))
+    folder, _ = prepare(record, record.splits(), tmp_path, progress=False)
+    trained(tmp_path, "streamed", f"stream={folder}", "steps_per_epoch=4", "workers=1")
+    log = (tmp_path / "runs" / "mine" / "streamed" / "seed0" / "log.csv").read_text().splitlines()
+    assert len(log) == 1 + 2 * 4, "two epochs of as many steps as asked, though one pass has 12 images"
+    (result,) = read_results(tmp_path / "board" / "results")
+    assert result.queries == 12
 
 
 def test_cores_are_shared_out_unless_told_otherwise(monkeypatch):
@@ -162,11 +206,15 @@ def test_a_loss_that_is_not_finite_stops_with_the_reason_and_keeps_the_last_mode
     [
         (["variant=idlm"], "unknown variant 'idlm'; did you mean 'idml'"),
         (["backbone=resnet5O"], "unknown backbone 'resnet5O'"),
-        (["batch_size=64"], "12 training images do not fill one batch of 64; lower batch_size"),
+        (["batch_size=64"], "12 images do not fill one batch of 64; lower batch_size"),
         (["source=/nowhere/at/all"], "no folder or Parquet file"),
         (["source="], "unknown benchmark 'mine'"),
         (["train_classes=0-2", "test_classes=2-5"], "must be class-disjoint"),
         (["proxy_uncertainty=lernd"], "proxy_uncertainty must be one of"),
+        (["sampler=pk", "images_per_class=3"], "batch_size 8 must be a multiple of images_per_class 3"),
+        (["sampler=pk", "images_per_class=1"], "classes"),
+        (["stream=/nowhere/*.parquet", "steps_per_epoch=2"], "no shards /nowhere"),
+        (["stream=x", "steps_per_epoch=2", "evaluate_on=validation", "train_classes=0-3"], "not of a stream"),
         (["backbone_weights=package"], "no packaged weights for backbone 'test_resnet'"),
     ],
 )
@@ -179,8 +227,12 @@ def test_bad_runs_end_in_one_clear_line(tmp_path, capsys, more, message):
 def test_a_broken_image_and_an_unwritable_place_are_named(tmp_path, capsys):
     arguments = tiny(tmp_path)
     (tmp_path / "photos" / "class_0" / "0.png").write_bytes(b"<html>")
-    assert train.main([*arguments, "batch_size=12"]) == 1
-    assert "class_0/0.png cannot be read" in capsys.readouterr().err.replace("\n", " ")
+    whole = (tmp_path / "photos" / "class_0" / "1.png").read_bytes()
+    for more in ("cache=true", "cache=false", "workers=2"):
+        assert train.main([*arguments, "batch_size=12", "cache=false", more]) == 1
+        err = capsys.readouterr().err.replace("\n", " ")
+        assert "class_0/0.png cannot be read (not an image)" in err and "Traceback" not in err
+    (tmp_path / "photos" / "class_0" / "0.png").write_bytes(whole)
     (tmp_path / "file").touch()
     assert train.main([*arguments, f"output={tmp_path / 'file'}"]) == 1
     assert "cannot write" in capsys.readouterr().err
@@ -244,6 +296,9 @@ def test_the_recipe_runs_on_two_processes(tmp_path):
     assert result.queries == 12
     log = (tmp_path / "runs" / "mine" / "idml-test_resnet-32px" / "seed0" / "log.csv").read_text().splitlines()
     assert len(log) == 1 + 2, "one step of 8 images in each of 2 epochs, however many processes"
+    pairs = tiny(tmp_path, "sampler=pk", "images_per_class=4", "name=pairs")
+    done = run_with_processes(2, ["recipes/train.py", *pairs])
+    assert done.returncode == 0, done.stderr
     failed = run_with_processes(2, ["recipes/train.py", *tiny(tmp_path, "batch_size=7")])
     assert failed.returncode != 0
     assert "must be a multiple of the 2 processes" in failed.stderr.replace("\n", " ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from idml_zoo.data.errors import DataError
 
 if TYPE_CHECKING:
+    from idml_zoo.data.download import Archive
     from idml_zoo.data.split import Splits
+
+PREPARED = "prepared"  # folder under the data root, with one folder for each prepared benchmark
+MANIFEST = "benchmark.json"
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,16 @@ class Benchmark:
         load: ``load(root) -> Splits``; ``root`` is the folder that holds the data (unused by embedded ones).
         ks: the K of Recall@K.
         counts: expected (train classes, train images, test classes, test images), or None where any will do.
+        queries: expected number of test images that are queries, where the benchmark fixes them; None elsewhere.
         transform: fields of :class:`~idml_zoo.data.transforms.TransformConfig` that this data needs to be different
             from the backbone's own, for example no horizontal flip of letters.
         note: what a reader of its table must know.
         remedy: where to get it, for the error message.
+        archives: the official archives.
+        classes: (train, test) class numbers, from 0, in a table of the whole data set in the official order of classes
+            (a copy on the Hub, a Parquet file); None where such a table does not hold all that is needed.
+        lookalikes: {number of images in a split: what that copy really is}, for the error message.
+        embedded: needs no files.
     """
 
     name: str
@@ -34,30 +44,56 @@ class Benchmark:
     load: Callable[[Path], Splits]
     ks: tuple[int, ...] = (1, 2, 4, 8)
     counts: tuple[int, int, int, int] | None = None
+    queries: int | None = None
     transform: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     remedy: str = ""
+    archives: tuple[Archive, ...] = ()
+    classes: tuple[str, str] | None = None
+    lookalikes: Mapping[int, str] = field(default_factory=dict)
+    embedded: bool = False
+
+    def prepared_folder(self, root: str | Path) -> Path:
+        """Where ``idml-zoo data prepare`` puts its checked copy."""
+        return Path(root) / PREPARED / self.name
 
     def splits(self, root: str | Path = "data") -> Splits:
-        """Loads and checks the benchmark.
+        """Loads and checks the benchmark: the prepared copy where there is one, else the official layout.
 
         Raises:
             DataError: data not found, or other counts than expected; says which, and what to do.
         """
-        loaded = self.load(Path(root))
+        folder = self.prepared_folder(root)
+        if (folder / MANIFEST).is_file():
+            from idml_zoo.data.store import load_prepared
+
+            return self.check(load_prepared(folder))
+        try:
+            return self.check(self.load(Path(root)))
+        except DataError as error:
+            if self.remedy and self.remedy not in str(error):
+                raise DataError(f"{self.name}: {error}. {self.remedy}") from error
+            raise
+
+    def check(self, loaded: Splits) -> Splits:
+        """The splits themselves; DataError where counts differ from the record's: found, expected, likely cause."""
         found = (loaded.train.num_classes, len(loaded.train), loaded.test.num_classes, len(loaded.test))
-        if self.counts is not None and found != self.counts:
-            hint = ""
-            if {found[1], found[3]} & {5994, 5794}:
-                hint = "This looks like CUB's official train/test split, which shares classes: another split. "
+        queries = None if loaded.test.queries is None else int(loaded.test.queries.sum())
+        if (self.counts is not None and found != self.counts) or (self.counts and queries != self.queries):
+            causes = [cause for count, cause in self.lookalikes.items() if count in (found[1], found[3])]
+            hint = f"This looks like {causes[0]}. " if causes else ""
             raise DataError(
-                f"{self.name}: expected {_counts(self.counts)}; found {_counts(found)}. {hint}{self.remedy}".rstrip()
+                f"{self.name}: expected {_counts(self.counts, self.queries)}; found {_counts(found, queries)}. "
+                f"{hint}{self.remedy}".rstrip()
             )
         return loaded
 
 
-def _counts(c: tuple[int, int, int, int]) -> str:
-    return f"train {c[0]} classes / {c[1]} images and test {c[2]} classes / {c[3]} images"
+def _counts(c: tuple[int, int, int, int] | None, queries: int | None) -> str:
+    if c is None:
+        return "any counts"
+    text = f"train {c[0]} classes / {c[1]} images and test {c[2]} classes / {c[3]} images"
+    return text if queries is None else f"{text}, {queries} of them queries"
 
 
 def table_benchmark(
@@ -67,6 +103,8 @@ def table_benchmark(
     test_classes: str | Sequence[int] | None = None,
     hub_split: str = "train",
     revision: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
     **fields: Any,
 ) -> Benchmark:
     """A benchmark over one's own images.
@@ -74,13 +112,17 @@ def table_benchmark(
     Args:
         name: what result files and tables call it.
         source: a folder with one folder per class, Parquet file(s) with columns ``image`` and ``label``, a folder of
-            such files, or a Hub data set id. Relative paths of the declared benchmarks are under the data root.
+            such files, a folder that ``idml-zoo data prepare`` made, or a Hub data set id. Relative paths of the
+            declared benchmarks are under the data root.
         train_classes, test_classes: class numbers, "0-99" or a list; by default the first half trains, the rest tests.
-        hub_split, revision: for a Hub data set.
+        hub_split: for a Hub data set: "train", "train+test", or "all" for every split that it has.
+        revision: for a Hub data set: a commit, tag or branch; None for the latest commit, which is recorded.
+        image_column, label_column: for tables that call these otherwise.
         fields: further fields of :class:`Benchmark`.
     """
 
     def load(root: Path) -> Splits:
+        from idml_zoo.data.store import load_prepared
         from idml_zoo.data.table import disjoint_splits, read_table
 
         place: Any = source
@@ -88,6 +130,11 @@ def table_benchmark(
             place = [root / s for s in source]
         elif (root / source).exists() or Path(source).suffix == ".parquet":
             place = root / source
-        return disjoint_splits(*read_table(place, hub_split, revision), train_classes, test_classes)
+        if isinstance(place, (str, Path)) and (Path(place) / MANIFEST).is_file():
+            if train_classes is not None or test_classes is not None:
+                raise DataError(f"{place} is prepared, its splits are fixed; leave train_classes and test_classes out")
+            return load_prepared(Path(place))
+        table = read_table(place, hub_split, revision, image_column, label_column)
+        return disjoint_splits(table.images, table.labels, table.class_names, train_classes, test_classes, table.origin)
 
     return Benchmark(name=name, title=fields.pop("title", name), load=load, **fields)

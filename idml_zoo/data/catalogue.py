@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
+from idml_zoo.data.download import Archive
 from idml_zoo.registry import benchmarks
 
 _CUB_URL = "https://data.caltech.edu/records/65de6-vp158"
 _SOP_URL = "https://cvgl.stanford.edu/projects/lifted_struct/"
+# the copy that the authors' repository rksltnl/Deep-Metric-Learning-CVPR16 links to; their FTP server is gone
+_SOP_FILE = (
+    "https://drive.usercontent.google.com/download"
+    "?id=1TclrpQOF_ullUP99wk_gjGN8pKvtErG8&export=download&authuser=0&confirm=t"
+)
+_CUB_OFFICIAL = "CUB's official train_test_split.txt (5,994 / 5,794), which shares classes: another split"
+_CUB_2010 = "the 2010 edition (6,033 images); its benchmark here is cub2010"
+_CARS_HALVES = "Cars196's own train/test halves (8,144 / 8,041), which share classes: another split"
+_CARS_HALF = "the official training half alone (8,144 images); its benchmark here is cars196_half"
+_INSHOP_URL = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
 
 
 def _lazily(module: str, function: str) -> Callable[[Path], Any]:
@@ -37,24 +48,60 @@ for _benchmark in (
     Benchmark(
         "cub",
         "CUB-200-2011",
-        _lazily("official", "load_cub"),
+        _lazily("cub", "load_cub"),
         counts=(100, 5864, 100, 5924),
-        remedy=f"Get CUB_200_2011.tgz from {_CUB_URL} and extract it under the data root.",
+        remedy=f"Get CUB_200_2011.tgz from {_CUB_URL} and extract it under the data root, "
+        "or run `idml-zoo data prepare cub --download`.",
+        archives=(
+            Archive("CUB_200_2011.tgz", f"{_CUB_URL}/files/CUB_200_2011.tgz", md5="97eceeb196236b17998738112f37df78"),
+        ),
+        classes=("0-99", "100-199"),
+        lookalikes={
+            5994: _CUB_OFFICIAL,
+            5794: _CUB_OFFICIAL,
+            2990: _CUB_2010,
+            3043: _CUB_2010,
+        },
     ),
     Benchmark(
         "cars196",
         "Cars196",
-        _lazily("official", "load_cars196"),
+        _lazily("cars196", "load_cars196"),
         counts=(98, 8054, 98, 8131),
-        remedy="Put cars_annos.mat and the folder car_ims (the union of both official halves) under the data root.",
+        remedy="Put cars_annos.mat and the folder car_ims under the data root, or the devkit with cars_train and "
+        "cars_test; the official links are dead, so it has to be a copy of yours.",
+        archives=(
+            Archive("car_ims.tgz", None, md5="d5c8f0aa497503f355e17dc7886c3f14"),
+            Archive("cars_annos.mat", None, md5="b407c6086d669747186bd1d764ff9dbc"),
+        ),
+        classes=("0-97", "98-195"),
+        lookalikes={
+            8144: _CARS_HALVES,
+            8041: _CARS_HALVES,
+            4052: _CARS_HALF,
+            4092: _CARS_HALF,
+        },
     ),
     Benchmark(
         "sop",
         "Stanford Online Products",
-        _lazily("official", "load_sop"),
+        _lazily("sop", "load_sop"),
         ks=(1, 10, 100, 1000),
         counts=(11318, 59551, 11316, 60502),
-        remedy=f"Get Stanford_Online_Products.zip from {_SOP_URL} and extract it under the data root.",
+        remedy=f"Get Stanford_Online_Products.zip from {_SOP_URL} and extract it under the data root, "
+        "or run `idml-zoo data prepare sop --download`.",
+        archives=(Archive("Stanford_Online_Products.zip", _SOP_FILE, md5="7f73d41a2f44250d4779881525aea32e"),),
+        classes=("0-11317", "11318-22633"),
+    ),
+    Benchmark(
+        "inshop",
+        "In-Shop Clothes",
+        _lazily("inshop", "load_inshop"),
+        ks=(1, 10, 20, 30, 40, 50),
+        counts=(3997, 25882, 3985, 26830),
+        queries=14218,
+        note="14,218 queries are searched in a gallery of 12,612 images; clustering is over both",
+        remedy=f"Ask for access at {_INSHOP_URL} and put img/ and list_eval_partition.txt under the data root.",
     ),
     Benchmark(
         "glyphs",
@@ -63,6 +110,7 @@ for _benchmark in (
         counts=(1148, 13776, 1149, 13788),
         transform=_GLYPH_TRANSFORM,
         note=_GLYPH_NOTE,
+        embedded=True,
         remedy="The fonts are not those of matplotlib 3.10 and 3.11; install one of these.",
     ),
     Benchmark(
@@ -72,6 +120,7 @@ for _benchmark in (
         counts=(200, 2400, 200, 2400),
         transform=_GLYPH_TRANSFORM,
         note="the quickstart's part of glyphs: its first 200 training and first 200 test classes; " + _GLYPH_NOTE,
+        embedded=True,
     ),
     table_benchmark(
         "cub2010",

@@ -1,5 +1,25 @@
 """What goes wrong with data."""
 
+from __future__ import annotations
+
 
 class DataError(ValueError):
     """Data that is missing, broken or not what it claims to be; the message says what, expected, and remedy."""
+
+
+class BrokenImageError(DataError):
+    """An image that cannot be read or decoded.
+
+    Args:
+        name: of the image; or, where ``reason`` is None, the whole message, as torch's DataLoader makes an exception of
+            a worker's again.
+        reason: why it cannot be read.
+    """
+
+    def __init__(self, name: str, reason: str | None = None) -> None:
+        whole = f"image {name} cannot be read ({reason}); repair it, or remove it and its label"
+        super().__init__(name if reason is None else whole)
+        self.name, self.reason = name, reason or ""
+
+    def __reduce__(self) -> tuple[type[BrokenImageError], tuple[str, str | None]]:
+        return BrokenImageError, (self.name, self.reason or None)

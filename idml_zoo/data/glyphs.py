@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from idml_zoo.data.errors import DataError
+from idml_zoo.data.folders import cache_folder
 from idml_zoo.data.split import Split, Splits
 
 SIZE = 64  # pixels
@@ -28,14 +29,6 @@ FACES = (
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
 )
 _RECIPE = "1"  # raise when rendering or degradation changes: it is part of the cache's key
-
-
-def cache_folder() -> Path:
-    """``IDML_ZOO_CACHE``, else the user's cache folder (``XDG_CACHE_HOME``, ``~/.cache``) / idml_zoo."""
-    chosen = os.environ.get("IDML_ZOO_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idml_zoo"
 
 
 @lru_cache(maxsize=1)

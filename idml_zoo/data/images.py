@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,22 +13,49 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from idml_zoo.data.errors import DataError
+from idml_zoo.data.errors import BrokenImageError
 from idml_zoo.data.split import Split
 
+MAX_PIXELS = 89_478_485  # where PIL too suspects a decompression bomb: a quarter of a GiB, decoded
 
-def _decode(stream: Any, name: str) -> Image.Image:
-    """Decodes fully (a truncated file fails here, not in a worker), turns by EXIF, converts to RGB."""
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of PIL as RGB: 16 bits scaled to 8 (PIL would clip them to white), alpha dropped."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("pixels are floats, whose range is not known; save it with 8 or 16 bits a channel")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def decode(stream: Any, name: str) -> Image.Image:
+    """An RGB image from a file or stream, decoded whole (a truncated file fails here), upright by its EXIF tag.
+
+    Raises:
+        BrokenImageError: not an image, truncated, larger than 89 million pixels, one pixel wide or high, or floats.
+    """
     try:
         with Image.open(stream) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width}×{height} pixels; at most {MAX_PIXELS:,} are decoded")
+            if min(width, height) < 2:
+                raise ValueError(f"{width}×{height} pixels: a placeholder, no photograph")
             image.load()
-            turned = ImageOps.exif_transpose(image)
-            return turned if turned.mode == "RGB" else turned.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {name} cannot be read ({error}); repair it, or remove it and its label") from error
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (
+        *(OSError, SyntaxError, ValueError, MemoryError, struct.error, IndexError, KeyError, TypeError, AttributeError),
+        *(zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+    ) as error:  # hostile headers make PIL's parsers fail in all these ways
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None)
+        raise BrokenImageError(name, str(reason or error)) from error
 
 
 @dataclass(frozen=True)
@@ -39,56 +68,52 @@ class FileImages:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return _decode(self.paths[index], self.name(index))
+        return decode(self.paths[index], self.name(index))
+
+    def encoded(self, index: int) -> bytes:
+        try:
+            return self.paths[index].read_bytes()
+        except OSError as error:
+            raise BrokenImageError(self.name(index), f"{error.strerror}; the copy is incomplete") from error
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
 
     def fingerprint(self, index: int) -> bytes:
-        """Name and size: reading every byte of a large benchmark at each start would cost minutes."""
-        path = self.paths[index]
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise DataError(
-                f"image {path} is listed but cannot be read ({error.strerror}); the copy is incomplete"
-            ) from error
-        return f"{path.parent.name}/{path.name}:{size}\n".encode()
+        return hashlib.sha256(self.encoded(index)).digest()
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Encoded images in memory (a Parquet or Arrow column), with their names."""
+    """Encoded images in memory or memory-mapped (a Parquet or Arrow column), with their names."""
 
-    encoded: Any  # sequence of bytes
+    column: Any  # sequence of bytes
     names: Sequence[str]
     files: Sequence[str | None] = ()  # where bytes are null: the file, as data sets of the Hub have it
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def _bytes(self, index: int) -> bytes:
-        value = self.encoded[index]
+    def encoded(self, index: int) -> bytes:
+        value = self.column[index]
         data = value.as_py() if hasattr(value, "as_py") else value
         if data is None and self.files and self.files[index]:
             try:
                 return Path(str(self.files[index])).read_bytes()
             except OSError as error:
-                raise DataError(f"image {self.name(index)} cannot be read ({error.strerror})") from error
+                raise BrokenImageError(self.name(index), str(error.strerror)) from error
         if data is None:
-            raise DataError(
-                f"image {self.name(index)} has no bytes; the table was written without embedding its images"
-            )
+            raise BrokenImageError(self.name(index), "no bytes: the table was written without embedding its images")
         return data
 
     def __getitem__(self, index: int) -> Image.Image:
-        return _decode(io.BytesIO(self._bytes(index)), self.name(index))
+        return decode(io.BytesIO(self.encoded(index)), self.name(index))
 
     def name(self, index: int) -> str:
         return self.names[index]
 
     def fingerprint(self, index: int) -> bytes:
-        return hashlib.sha256(self._bytes(index)).digest()
+        return hashlib.sha256(self.encoded(index)).digest()
 
 
 @dataclass(frozen=True)
@@ -104,6 +129,11 @@ class ArrayImages:
     def __getitem__(self, index: int) -> Image.Image:
         return Image.fromarray(self.array[index]).convert("RGB")
 
+    def encoded(self, index: int) -> bytes:
+        out = io.BytesIO()
+        Image.fromarray(self.array[index]).save(out, "PNG")
+        return out.getvalue()
+
     def name(self, index: int) -> str:
         return self.names[index]
 
@@ -116,10 +146,10 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
 
     Args:
         split: the images.
-        transform: PIL image to tensor.
+        transform: image (PIL, or uint8 ``(3, H, W)`` where the split's images are cached) to tensor.
     """
 
-    def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
         self.split, self.transform = split, transform
 
     def __len__(self) -> int:

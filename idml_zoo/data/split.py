@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -24,12 +24,16 @@ class ImageSource(Protocol):
         """The RGB image at ``index``; DataError if it cannot be decoded."""
         ...
 
+    def encoded(self, index: int) -> bytes:
+        """The image as a file's content (JPEG, PNG, ...); DataError if it cannot be read."""
+        ...
+
     def name(self, index: int) -> str:
         """What to call image ``index`` in a message: its path, or its place in a file."""
         ...
 
     def fingerprint(self, index: int) -> bytes:
-        """Bytes that identify the image's content or, where reading all content would be slow, its file and size."""
+        """sha256 of the image's content, the same wherever the image is kept."""
         ...
 
 
@@ -42,12 +46,15 @@ class Split:
         labels: ``(N,)`` int64, contiguous from 0 within the split.
         class_names: C names, by label.
         extras: per-image arrays of length N that an analysis may use ("severity", ...), none of them needed.
+        queries: ``(N,)`` bool where the benchmark fixes who is a query: those are searched in all the others, which are
+            the gallery (In-Shop). None: every image is a query, and its gallery is all the other images.
     """
 
     images: ImageSource
     labels: np.ndarray
     class_names: tuple[str, ...]
     extras: dict[str, np.ndarray] = field(default_factory=dict)
+    queries: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         found = np.unique(self.labels)
@@ -61,6 +68,13 @@ class Split:
             raise DataError(
                 f"labels must run from 0 to {len(self.class_names) - 1} without gaps, found {len(found)} values"
             )
+        if self.queries is not None:
+            count = int(self.queries.sum())
+            if self.queries.dtype != bool or self.queries.shape != self.labels.shape or not 0 < count < len(self):
+                raise DataError(
+                    f"queries must be {len(self)} booleans, some true and some false; "
+                    f"found {count} of {len(self.queries)} true"
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,7 +100,12 @@ class Split:
             order[self.labels[rows]],
             tuple(self.class_names[c] for c in classes),
             {k: v[rows] for k, v in self.extras.items()},
+            None if self.queries is None else self.queries[rows],
         )
+
+    def with_images(self, images: ImageSource) -> Split:
+        """The same split over other images of the same length: decoded, corrupted, ..."""
+        return replace(self, images=images)
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,9 @@ class Subset:
     def __getitem__(self, index: int) -> Image:
         return self.images[int(self.rows[index])]
 
+    def encoded(self, index: int) -> bytes:
+        return self.images.encoded(int(self.rows[index]))
+
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))
 
@@ -111,7 +133,63 @@ class Subset:
 
 @dataclass(frozen=True)
 class Splits:
-    """A loaded benchmark: ``train`` and ``test`` share no class."""
+    """A loaded benchmark: ``train`` and ``test`` share no class.
+
+    Attributes:
+        train, test: the two splits.
+        origin: where the images come from, for provenance: a folder, a file, ``hub:user/name@commit``.
+    """
 
     train: Split
     test: Split
+    origin: str = ""
+
+
+def _shuffled_classes(count: int, seed: int) -> list[int]:
+    """Class numbers in an order drawn by sha256, so that no generator's stream has to stay the same for ever."""
+    return sorted(range(count), key=lambda c: hashlib.sha256(f"idml_zoo/classes/{seed}/{c}".encode()).digest())
+
+
+def class_folds(split: Split, folds: int, seed: int = 0) -> list[tuple[Split, Split]]:
+    """``folds`` pairs (training, validation) out of one split, with disjoint classes; each class validates once.
+
+    A checkpoint or a learning rate is chosen on these, never on the test classes.
+
+    Args:
+        split: of C classes, usually a benchmark's training split.
+        folds: 2 or more; each validation part gets C / folds classes, up to one more or less.
+        seed: of the assignment.
+
+    Raises:
+        DataError: a fold would have fewer than two classes.
+    """
+    if folds < 2 or split.num_classes // folds < 2:
+        raise DataError(
+            f"{folds} folds of {split.num_classes} classes: there must be at least 2 folds of at least 2 classes each"
+        )
+    order = _shuffled_classes(split.num_classes, seed)
+    return [_parted(split, set(order[k::folds])) for k in range(folds)]
+
+
+def hold_out_classes(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
+    """(training, validation): a fraction of the classes, with all their images, held out.
+
+    Args:
+        split: of C classes.
+        fraction: of the classes, in (0, 1); rounded, and at least two on either side.
+        seed: of the choice.
+
+    Raises:
+        DataError: fraction out of range, or fewer than four classes.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"the fraction of classes held out must lie between 0 and 1, got {fraction}")
+    if split.num_classes < 4:
+        raise DataError(f"{split.num_classes} classes: holding some out needs at least 4, two on either side")
+    count = min(max(2, round(fraction * split.num_classes)), split.num_classes - 2)
+    return _parted(split, set(_shuffled_classes(split.num_classes, seed)[:count]))
+
+
+def _parted(split: Split, held_out: set[int]) -> tuple[Split, Split]:
+    kept = [c for c in range(split.num_classes) if c not in held_out]
+    return split.select_classes(kept), split.select_classes(sorted(held_out))

@@ -54,32 +54,41 @@ def measure(
     similarity: str = "cosine",
     severity: np.ndarray | None = None,
     backend: str = "auto",
+    queries: np.ndarray | None = None,
 ) -> Measured:
-    """All metrics of one set of images searched in itself; see :func:`evaluate_embeddings`."""
+    """All metrics of one set of images searched in itself, or of its ``queries`` (bool ``(N,)``) in all the others.
+
+    See :func:`evaluate_embeddings`. Clustering is always over all images.
+    """
     labels = as_labels(labels)
     if len(labels) != len(embedding):
         raise ValueError(f"{len(embedding)} embeddings but {len(labels)} labels")
-    r = positives(labels, labels, excludes_self=True)
-    if not bool((r > 0).any()):
-        raise ValueError("every image is alone in its class: nothing can be retrieved")
     if len(labels.unique()) < 2:
         raise ValueError("all images are of one class: everything retrieved is right; at least two classes are needed")
-    k = min(max(*ks, int(r.max())), len(labels) - 1)
-    neighbours = search(embedding, embedding, k, similarity, exclude_self=True, backend=backend)
-    values = {n: v.numpy() for n, v in per_query_metrics(neighbours, labels, labels, ks).items()}
+    everyone = slice(None)
+    asking = everyone if queries is None else torch.from_numpy(np.flatnonzero(queries))
+    asked = everyone if queries is None else torch.from_numpy(np.flatnonzero(~queries))
+    question, gallery = embedding[asking], embedding[asked]
+    right, known = labels[asking], labels[asked]
+    r = positives(right, known, excludes_self=queries is None)
+    if not bool((r > 0).any()):
+        raise ValueError("every image is alone in its class: nothing can be retrieved")
+    k = min(max(*ks, int(r.max())), len(known) - (queries is None))
+    neighbours = search(question, gallery, k, similarity, exclude_self=queries is None, backend=backend)
+    values = {n: v.numpy() for n, v in per_query_metrics(neighbours, right, known, ks).items()}
     metrics: dict[str, float | None] = {n: float(np.nanmean(v)) for n, v in values.items()}
     metrics |= cluster_metrics(embedding.semantic.float().cpu().numpy(), labels.numpy(), cluster_seeds)
 
     counted = (r > 0).numpy()
-    top1 = (labels[neighbours.indices[:, 0]] == labels).numpy()
-    scores = {"level": embedding.level, "top1_similarity": -neighbours.scores[:, 0]}
-    if embedding.semantic_norm is not None:
-        scores["semantic_norm"] = -embedding.semantic_norm
+    top1 = (known[neighbours.indices[:, 0]] == right).numpy()
+    scores = {"level": question.level, "top1_similarity": -neighbours.scores[:, 0]}
+    if question.semantic_norm is not None:
+        scores["semantic_norm"] = -question.semantic_norm
     uncertainty = {n: s.float().cpu().numpy() for n, s in scores.items()}
     for name, score in uncertainty.items():
         metrics[f"auroc_{name}"] = auroc(score[counted], ~top1[counted])
     if severity is not None:
-        metrics["spearman_severity"] = spearman(uncertainty["level"], severity)
+        metrics["spearman_severity"] = spearman(uncertainty["level"], severity[asking])
     per_query = {"top1": top1, "r_precision": values["r_precision"], "map@r": values["map@r"]}
     return Measured(metrics, per_query | uncertainty, int((~counted).sum()))
 
@@ -218,7 +227,8 @@ def evaluate(
     started = time.perf_counter()
     transform = model.transform
     embedding = embed(model, split, transform, batch_size, workers, device, progress)
-    measured = measure(embedding, split.labels, record.ks, cluster_seeds, similarity, split.extras.get("severity"))
+    severity = split.extras.get("severity")
+    measured = measure(embedding, split.labels, record.ks, cluster_seeds, similarity, severity, queries=split.queries)
     seconds = {"evaluate": round(time.perf_counter() - started, 2)}
     if train_seconds is not None:
         seconds["train"] = round(train_seconds, 1)
@@ -246,9 +256,10 @@ def evaluate(
             kmeans=kmeans_settings(cluster_seeds),
             checkpoint=checkpoint,
             split=split_name,
+            self_removal="by index" if split.queries is None else "queries are not in the gallery",
         ),
         metrics=measured.metrics,
-        queries=len(split),
+        queries=len(measured.per_query["top1"]),
         queries_without_positive=measured.without_positive,
         provenance=Provenance(
             command=_command(),

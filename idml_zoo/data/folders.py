@@ -1,0 +1,14 @@
+"""Where things are kept between runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """``IDML_ZOO_CACHE``, else the user's cache folder (``XDG_CACHE_HOME``, ``~/.cache``) / idml_zoo."""
+    chosen = os.environ.get("IDML_ZOO_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idml_zoo"

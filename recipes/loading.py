@@ -1,0 +1,133 @@
+"""From a configuration to batches: which split is trained on, how it is sampled, cached or streamed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from config import Config, ConfigError
+from idml_zoo.data.sampler import PKSampler, ShuffleSampler
+from torch import Tensor
+
+from idml_zoo.data.benchmark import Benchmark, table_benchmark
+from idml_zoo.data.cache import cache_images
+from idml_zoo.data.images import ArrayImages, ImageDataset
+from idml_zoo.data.split import Split, Subset, class_folds, hold_out_classes
+from idml_zoo.data.streaming import StreamDataset
+from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms
+from idml_zoo.registry import benchmarks
+
+
+def load_benchmark(config: Config) -> tuple[Benchmark, Split, Split]:
+    """The benchmark's record, the training split, and the split to measure: test, or held-out training classes."""
+    if config.source:
+        benchmark = table_benchmark(
+            config.benchmark,
+            Path(config.source).absolute() if Path(config.source).exists() else config.source,
+            config.train_classes or None,
+            config.test_classes or None,
+            hub_split=config.hub_split,
+            revision=config.revision or None,
+        )
+    else:
+        benchmark = benchmarks[config.benchmark]
+    splits = benchmark.splits(config.data_root)
+    if config.evaluate_on == "test":
+        return benchmark, splits.train, splits.test
+    if config.stream:
+        raise ConfigError("evaluate_on=validation holds out classes of the benchmark's training split, not of a stream")
+    if config.val_folds:
+        return benchmark, *class_folds(splits.train, config.val_folds)[config.val_fold]
+    return benchmark, *hold_out_classes(splits.train, config.val_classes)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What the loop needs.
+
+    Attributes:
+        num_classes: of the labels that come.
+        steps: batches in an epoch, the same on every rank.
+        epoch: ``epoch(e)``: the batches of epoch e, as (images, labels, indices).
+        finish: what is left to do to a batch of images on the device.
+    """
+
+    num_classes: int
+    steps: int
+    epoch: Callable[[int], Iterator[Any]]
+    finish: Callable[[Tensor], Tensor]
+
+
+def build_loading(
+    config: Config, train: Split, transform: TransformConfig, workers: int, rank: int, world: int, progress: bool
+) -> Loading:
+    """Batches of the training split, or of a stream: this rank's part of each global batch."""
+    if config.augment_on_device:
+        on_worker, finish = build_device_transforms(transform)
+    else:
+        on_worker, finish = build_transforms(transform)[0], lambda images: images
+    options: dict[str, Any] = {
+        "num_workers": workers,
+        "pin_memory": torch.cuda.is_available(),
+        "persistent_workers": workers > 0,
+        "generator": torch.Generator().manual_seed(config.seed),
+    }
+    if config.stream:
+        return _stream(config, on_worker, finish, options, rank, world)
+    if config.cache and not _is_array(train):
+        train = cache_images(train, config.cache_side or 2 * transform.image_size, progress=progress)
+    seeded: dict[str, Any] = {"seed": config.seed, "num_replicas": world, "rank": rank}
+    sampler: ShuffleSampler | PKSampler
+    if config.sampler == "pk":
+        classes, rest = divmod(config.batch_size, config.images_per_class)
+        if rest:
+            raise ConfigError(
+                f"batch_size {config.batch_size} must be a multiple of images_per_class {config.images_per_class}"
+            )
+        sampler = PKSampler(
+            train.labels, classes, config.images_per_class, whole_classes=config.whole_classes, **seeded
+        )
+    else:
+        sampler = ShuffleSampler(len(train), config.batch_size, **seeded)
+    loader: Any = torch.utils.data.DataLoader(ImageDataset(train, on_worker), batch_sampler=sampler, **options)
+
+    def epoch(number: int) -> Iterator[Any]:
+        sampler.set_epoch(number)
+        return iter(loader)
+
+    return Loading(train.num_classes, len(sampler), epoch, finish)
+
+
+def _stream(config: Config, transform: Any, finish: Any, options: dict[str, Any], rank: int, world: int) -> Loading:
+    stream = StreamDataset(
+        config.stream,
+        transform,
+        config.stream_classes or None,
+        split=config.hub_split,
+        revision=config.revision or None,
+        seed=config.seed,
+        shuffle_buffer=config.shuffle_buffer,
+        rank=rank,
+        num_replicas=world,
+    )
+    loader: Any = torch.utils.data.DataLoader(stream, config.batch_size // world, **options)
+    batches: list[Iterator[Any]] = []  # opened at the first epoch, and read on in the next
+
+    def epoch(number: int) -> Iterator[Any]:
+        if not batches:
+            batches.append(iter(loader))
+        return itertools.islice(batches[0], config.steps_per_epoch)
+
+    return Loading(stream.num_classes, config.steps_per_epoch, epoch, finish)
+
+
+def _is_array(split: Split) -> bool:
+    """Whether the images are decoded and in memory as they are."""
+    images: Any = split.images
+    while isinstance(images, Subset):
+        images = images.images
+    return isinstance(images, ArrayImages)

@@ -1,0 +1,768 @@
+"""Downloading against servers that misbehave, and extracting archives that do; all on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import random
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from idml_zoo.data import archives, download
+from idml_zoo.data.archives import extract
+from idml_zoo.data.download import Archive, fetch, verify_archive
+from idml_zoo.data.errors import DataError
+
+BODY = random.Random(0).randbytes(400_000)
+OTHER = random.Random(1).randbytes(len(BODY))
+MIDDLE = 200_000
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves ``server.site``, each request with the next step of its plan."""
+
+    def do_GET(self) -> None:
+        site: Site = self.server.site  # type: ignore[attr-defined]
+        site.requests.append(dict(self.headers))
+        step = {"body": BODY, "etag": '"1"', "modified": None, "ranges": True, "status": 200, "headers": {}}
+        step |= {"cut": None, "wait": 0, "type": "application/gzip"} | site.always
+        step |= site.plan.pop(0) if site.plan else {}
+        body, status, headers = step["body"], step["status"], dict(step["headers"])
+        asked, condition = self.headers["Range"], self.headers["If-Range"]
+        same = step.get("ignores_if_range") or condition in (None, step["etag"], step["modified"])
+        if status == 200 and asked and step["ranges"] and same:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            status = 206 if start < len(body) else 416
+            span = f"{start}-{len(body) - 1}" if status == 206 else "*"
+            headers = {"Content-Range": f"bytes {span}/{len(body)}"} | headers
+            body = body[start:] if status == 206 else b""
+        self.send_response(status)
+        headers = {"Content-Type": step["type"], "Content-Length": len(body)} | headers
+        headers |= {"ETag": step["etag"], "Last-Modified": step["modified"]}
+        for key, value in headers.items():
+            if value is not None:
+                self.send_header(key, str(value))
+        self.end_headers()
+        cut = len(body) if step["cut"] is None else step["cut"]
+        try:
+            self.wfile.write(body[:cut])
+            self.wfile.flush()
+            if step["wait"]:
+                site.release.wait(step["wait"])
+                self.wfile.write(body[cut:])
+        except OSError:
+            pass  # the client is gone
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class Site:
+    """A server: ``plan`` says what each request meets, ``always`` what those after them do."""
+
+    def __init__(self, url: str) -> None:
+        self.url = f"{url}/a.tgz"
+        self.plan: list[dict[str, Any]] = []
+        self.always: dict[str, Any] = {}
+        self.requests: list[dict[str, str]] = []
+        self.release = threading.Event()
+
+    def archive(self, **changes: Any) -> Archive:
+        known = {"sha256": hashlib.sha256(BODY).hexdigest(), "size": len(BODY)}
+        return Archive(**({"name": "a.tgz", "url": self.url} | known | changes))
+
+    @property
+    def ranges(self) -> list[str | None]:
+        return [r.get("Range") for r in self.requests]
+
+
+@pytest.fixture
+def site(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.site = Site(f"http://127.0.0.1:{server.server_port}")  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server.site  # type: ignore[attr-defined]
+    server.site.release.set()  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def get(archive: Archive, folder: Path, **options: Any) -> Path:
+    return fetch(archive, folder, **({"progress": False, "pause": 0.001} | options))
+
+
+def leave_part(site: Site, folder: Path, **step: Any) -> None:
+    """The first MIDDLE bytes of a download that was cut."""
+    site.plan = [{"cut": MIDDLE, **step}]
+    with pytest.raises(DataError, match=f"{MIDDLE:,} bytes that came will be continued"):
+        get(site.archive(), folder, retries=0)
+    assert (folder / "a.tgz.part").read_bytes() == BODY[:MIDDLE]
+    site.requests.clear()
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+
+
+# Downloading
+
+
+def test_a_file_is_downloaded_once_and_found_the_next_time(site, tmp_path):
+    path = get(site.archive(), tmp_path / "new" / "folder", progress=True)
+    assert path == tmp_path / "new" / "folder" / "a.tgz" and path.read_bytes() == BODY
+    assert visible(path.parent) == ["a.tgz"]
+    assert get(site.archive(), path.parent) == path
+    assert len(site.requests) == 1
+    assert site.requests[0]["User-Agent"].startswith("idml_zoo/")
+
+
+def test_a_damaged_file_is_replaced(site, tmp_path):
+    (tmp_path / "a.tgz").write_bytes(OTHER)
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+
+
+def test_a_cut_download_is_continued_where_it_was(site, tmp_path):
+    site.plan = [{"cut": 100_000}, {"cut": 50_000}]
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    assert site.ranges == [None, "bytes=100000-", "bytes=150000-"]
+    assert {r.get("If-Range") for r in site.requests[1:]} == {'"1"'}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"status": 500},
+        {"status": 503},
+        {"status": 429},
+        {"cut": 0},
+        {"body": b"", "headers": {"Content-Length": len(BODY)}},
+        {"status": 200, "headers": {"Content-Length": None, "Transfer-Encoding": "chunked"}, "body": b"10000\r\nshort"},
+    ],
+    ids=["500", "503", "429", "no body", "short body", "cut chunk"],
+)
+def test_what_may_pass_is_tried_again(site, tmp_path, step):
+    site.plan = [step, step]
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    assert len(site.requests) == 3
+
+
+def test_a_silent_server_is_given_up_and_tried_again(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_TIMEOUT", 0.1)
+    site.plan = [{"cut": 131_072, "wait": 5}]
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    assert site.ranges == [None, "bytes=131072-"]
+
+
+def test_pauses_grow_and_progress_starts_them_anew(site, tmp_path, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    site.plan = [{"status": 503}, {"status": 503}, {"cut": MIDDLE}, {"status": 503}, {"status": 503}]
+    get(site.archive(), tmp_path, retries=3, pause=1.0)
+    assert pauses == [1, 2, 1, 2, 4]
+
+
+def test_it_gives_up_after_so_many_retries(site, tmp_path):
+    site.always = {"status": 503}
+    with pytest.raises(DataError, match=r"a\.tgz from http.*answered 503.*--archive"):
+        get(site.archive(), tmp_path, retries=2)
+    assert len(site.requests) == 3
+
+
+def test_a_server_that_cuts_and_cannot_continue_does_not_keep_it_for_ever(site, tmp_path):
+    site.always = {"cut": MIDDLE, "ranges": False}
+    with pytest.raises(DataError, match="ended after 200,000 of 400,000"):
+        get(site.archive(), tmp_path, retries=2)
+    assert len(site.requests) == 3
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 416])
+def test_a_refusal_is_final(site, tmp_path, status):
+    site.always = {"status": status}
+    with pytest.raises(DataError, match=f"answered {status}.*by hand"):
+        get(site.archive(), tmp_path)
+    assert len(site.requests) == 1
+
+
+@pytest.mark.parametrize("step", [{"ranges": False}, {"body": BODY, "etag": '"2"'}], ids=["no ranges", "new ETag"])
+def test_a_server_that_answers_with_all_of_it_makes_it_start_over(site, tmp_path, step):
+    leave_part(site, tmp_path, body=BODY)
+    site.always = step
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    assert site.ranges == [f"bytes={MIDDLE}-"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"etag": '"2"', "ignores_if_range": True},
+        {"headers": {"Content-Range": f"bytes 0-{len(BODY) - 1}/{len(BODY)}"}},
+        {"headers": {"Content-Range": f"bytes {MIDDLE}-{len(BODY)}/{len(BODY) + 1}"}},
+        {"headers": {"Content-Range": None}},
+        {"status": 416, "headers": {"Content-Range": "bytes */7"}},
+    ],
+    ids=["new ETag in spite of If-Range", "another start", "another total", "no Content-Range", "416"],
+)
+def test_a_part_of_another_version_is_not_continued(site, tmp_path, step):
+    leave_part(site, tmp_path)
+    site.plan = [step]
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    assert site.ranges == [f"bytes={MIDDLE}-", None]
+
+
+def test_a_version_that_changes_in_the_middle_is_fetched_anew(site, tmp_path):
+    site.plan = [{"body": OTHER, "cut": MIDDLE, "etag": '"0"'}]
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("served", "condition"),
+    [
+        ({"modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, '"1"'),
+        ({"etag": None, "modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, "Mon, 01 Jan 2024 00:00:00 GMT"),
+        ({"etag": 'W/"1"', "modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, "Mon, 01 Jan 2024 00:00:00 GMT"),
+        ({"etag": 'W/"1"'}, None),
+        ({"etag": None}, None),  # the checksum will tell
+    ],
+    ids=["both", "Last-Modified", "weak ETag and Last-Modified", "weak ETag", "nothing"],
+)
+def test_what_names_the_version(site, tmp_path, served, condition):
+    site.always = served
+    leave_part(site, tmp_path)
+    get(site.archive(), tmp_path)
+    assert site.ranges == [f"bytes={MIDDLE}-"]
+    assert site.requests[0].get("If-Range") == condition
+
+
+def test_nothing_is_continued_where_nothing_tells_the_version(site, tmp_path):
+    site.always = {"etag": None}
+    leave_part(site, tmp_path)
+    get(site.archive(sha256=""), tmp_path)
+    assert site.ranges == [None]
+
+
+@pytest.mark.parametrize(
+    "note", [None, "", "[]", '{"total": 1}', '{"total": 1, "headers": 2}', '{"total": 1, "headers": [2]}']
+)
+def test_a_part_that_does_not_say_of_what_it_is_starts_over(site, tmp_path, note):
+    (tmp_path / "a.tgz.part").write_bytes(OTHER[:MIDDLE])
+    if note is not None:
+        (tmp_path / "a.tgz.part.json").write_text(note)
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    assert site.ranges == [None]
+
+
+def test_a_part_that_is_whole_needs_no_more(site, tmp_path):
+    leave_part(site, tmp_path)
+    (tmp_path / "a.tgz.part").write_bytes(BODY)
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    assert site.ranges == [f"bytes={len(BODY)}-"]
+
+
+def test_a_part_that_is_too_long_starts_over(site, tmp_path):
+    leave_part(site, tmp_path)
+    (tmp_path / "a.tgz.part").write_bytes(BODY + b"x")
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+
+
+def test_a_server_that_tells_no_length(site, tmp_path):
+    site.always = {"headers": {"Content-Length": None}}
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    site.plan = [{"cut": MIDDLE}]
+    assert get(site.archive(name="b.tgz"), tmp_path).read_bytes() == BODY
+    site.always |= {"body": BODY + b"x"}
+    with pytest.raises(DataError, match="sends more than the 400,000 bytes"):
+        get(site.archive(name="c.tgz"), tmp_path)
+
+
+@pytest.mark.parametrize("known", [{"size": len(BODY) + 1}, {"size": 5}])
+def test_another_length_is_refused_before_anything_is_written(site, tmp_path, known):
+    with pytest.raises(DataError, match=f"server has 400,000 bytes, expected {known['size']:,}"):
+        get(site.archive(**known), tmp_path)
+    assert visible(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"type": "text/html; charset=utf-8", "body": b"hello"},
+        {"body": b"<!DOCTYPE html><title>Log in</title>"},
+        {"body": b"\xef\xbb\xbf\r\n <HTML>"},
+    ],
+    ids=["type", "doctype", "html"],
+)
+def test_a_web_page_is_no_archive_and_harms_no_part(site, tmp_path, step):
+    leave_part(site, tmp_path)
+    site.plan = [{"ranges": False} | step]
+    with pytest.raises(DataError, match="web page"):
+        get(site.archive(size=None), tmp_path)
+    assert (tmp_path / "a.tgz.part").read_bytes() == BODY[:MIDDLE]
+    get(site.archive(), tmp_path)
+    assert site.ranges == [f"bytes={MIDDLE}-"] * 2
+
+
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+def test_a_wrong_checksum_removes_the_file_and_names_both(site, tmp_path, kind):
+    found, expected = (hashlib.new(kind, b).hexdigest() for b in (BODY, OTHER))
+    with pytest.raises(DataError, match=f"{kind} {found}, expected {expected}.*removed.*try again"):
+        get(site.archive(**{"sha256": "", kind: expected}), tmp_path)
+    assert visible(tmp_path) == []
+    assert get(site.archive(**{"sha256": "", kind: found.upper()}), tmp_path).is_file()
+
+
+def test_redirects_are_followed_but_not_to_files(site, tmp_path):
+    site.plan = [{"status": 302, "headers": {"Location": "/b.tgz"}}, {"cut": MIDDLE}]
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    for place in (f"file://{tmp_path}/a.tgz", "/a.tgz"):
+        site.always = {"status": 302, "headers": {"Location": place}}
+        with pytest.raises(DataError, match="answered 302"):
+            get(site.archive(name="c.tgz"), tmp_path)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/a", "data:,x", "/etc/passwd", ""])
+def test_only_http_is_downloaded(tmp_path, url):
+    with pytest.raises(DataError, match=r"a\.tgz from .*--archive"):
+        get(Archive("a.tgz", url), tmp_path)
+
+
+def test_a_file_without_a_link(site, tmp_path):
+    archive = site.archive(url=None)
+    with pytest.raises(DataError, match="no link .* any more; get a copy"):
+        get(archive, tmp_path)
+    (tmp_path / "a.tgz").write_bytes(OTHER)
+    with pytest.raises(DataError, match="expected .*get another copy"):
+        get(archive, tmp_path)
+    (tmp_path / "a.tgz").write_bytes(BODY)
+    assert get(archive, tmp_path).is_file()
+
+
+def test_nobody_answers(site, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(DataError, match="the connection failed .*refused"):
+            get(site.archive(url=f"http://127.0.0.1:{taken.getsockname()[1]}/a.tgz"), tmp_path, retries=1)
+
+
+def test_proxies_of_the_environment_are_used(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", site.url.removesuffix("/a.tgz"))
+    process = start(site.archive(url="http://archives.invalid/a.tgz"), tmp_path)  # urllib reads them once in a process
+    assert process.communicate()[1] == ""
+    assert site.requests[0]["Host"] == "archives.invalid"
+
+
+def test_too_little_space_is_known_before_and_keeps_the_part(site, tmp_path, monkeypatch):
+    leave_part(site, tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=MIDDLE - 1))
+        with pytest.raises(DataError, match="200,000 more bytes are needed in .*, 199,999 are free; free space"):
+            get(site.archive(), tmp_path)
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    assert site.ranges == [f"bytes={MIDDLE}-"] * 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
+def test_a_disk_that_fills_up(site, tmp_path):
+    (tmp_path / "a.tgz.part").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"a\.tgz from .*No space left.*is kept"):
+        get(site.archive(), tmp_path)
+    assert len(site.requests) == 1, "not tried again"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://", "http://127.0.0.1:x/a", "http://127.0.0.1/ a", "http://é\u2024.."]
+)
+def test_an_address_that_is_none(tmp_path, url):
+    with pytest.raises(DataError, match="the connection failed"):
+        get(Archive("a.tgz", url), tmp_path, retries=0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="resource limits")
+def test_a_write_that_fails_keeps_what_has_arrived(site, tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (131072, -1))"
+    done = start(site.archive(), tmp_path, limit)
+    assert "cannot write in" in done.communicate()[1] and done.returncode == 1
+    assert (tmp_path / "a.tgz.part").read_bytes() == BODY[:131_072]
+    get(site.archive(), tmp_path)
+    assert site.ranges == [None, "bytes=131072-"]
+
+
+def test_a_folder_that_cannot_be_made(site, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write in .*another folder"):
+        get(site.archive(), tmp_path / "file" / "folder")
+
+
+def start(archive: Archive, folder: Path, before: str = "") -> subprocess.Popen[str]:
+    """Another process that fetches."""
+    code = f"{before}\nfrom idml_zoo.data.download import *\nfetch({archive!r}, {str(folder)!r}, progress=False)"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in 20 s"
+        time.sleep(0.01)
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "Ctrl-C"])
+def test_a_killed_download_is_continued(site, tmp_path, how):
+    site.plan = [{"cut": 131_072, "wait": 30}]
+    process = start(site.archive(), tmp_path)
+    wait_for(lambda: size_of(tmp_path / "a.tgz.part") == 131_072)
+    process.send_signal(how)
+    process.communicate()
+    assert visible(tmp_path) == ["a.tgz.part", "a.tgz.part.json"]
+    assert get(site.archive(), tmp_path).read_bytes() == BODY
+    assert site.ranges == [None, "bytes=131072-"]
+
+
+def test_of_two_processes_one_downloads(site, tmp_path):
+    site.plan = [{"cut": 131_072, "wait": 30}]
+    first = start(site.archive(), tmp_path)
+    wait_for(lambda: size_of(tmp_path / "a.tgz.part") == 131_072)
+    second = start(site.archive(), tmp_path, "print('here', flush=True)")
+    assert second.stdout is not None and second.stdout.readline() == "here\n"
+    time.sleep(0.5)  # it is waiting for the lock now
+    site.release.set()
+    assert [p.communicate()[1] for p in (first, second)] == ["", ""]
+    assert first.returncode == second.returncode == 0
+    assert site.ranges == [None] and (tmp_path / "a.tgz").read_bytes() == BODY
+
+
+def test_verifying_names_found_and_expected(site, tmp_path):
+    path = tmp_path / "mine.tgz"
+    path.write_bytes(BODY)
+    verify_archive(path, site.archive())
+    verify_archive(path, Archive("a.tgz", None))
+    with pytest.raises(DataError, match=r"mine\.tgz has 400,000 bytes, expected 7"):
+        verify_archive(path, site.archive(size=7))
+    with pytest.raises(DataError, match=r"mine\.tgz has md5 [0-9a-f]{32}, expected 0+: .*download it again from http"):
+        verify_archive(path, site.archive(sha256="", md5="0" * 32))
+    with pytest.raises(DataError, match="cannot be read"):
+        verify_archive(tmp_path / "none", site.archive())
+
+
+# Extracting
+
+GOOD = {"A/": None, "A/b/1.jpg": b"one", "A/2.jpg": b"two" * 1000, "notes.txt": b"three"}
+
+
+NOISE = random.Random(2).randbytes(30_000) + b"CONTENT"
+
+
+def member(name: str, **fields: Any) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
+
+
+def make_tar(path: Path, entries: dict[str, bytes | None], *more: tarfile.TarInfo, **options: Any) -> Path:
+    with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz", **options) as archive:
+        for name, data in entries.items():
+            kind = tarfile.DIRTYPE if data is None else tarfile.REGTYPE
+            archive.addfile(member(name, type=kind, size=len(data or b""), mode=0o4777), io.BytesIO(data or b""))
+        for info in more:
+            archive.addfile(info)
+    return path
+
+
+def make_zip(path: Path, entries: dict[str, bytes | None], **modes: int) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = modes.get("mode", stat.S_IFREG | 0o4777 if data is not None else 0) << 16
+            archive.writestr(info, data or b"")
+    return path
+
+
+def make(path: Path, entries: dict[str, bytes | None]) -> Path:
+    return make_zip(path, entries) if path.suffix == ".zip" else make_tar(path, entries)
+
+
+def unpack(path: Path, target: Path, **options: Any) -> Path:
+    return extract(path, target, **({"progress": False} | options))
+
+
+def refused(path: Path, target: Path, match: str, **options: Any) -> None:
+    """Extraction fails with that message and leaves nothing, inside or outside the target."""
+    outside = sorted(p for p in target.parent.iterdir() if p != target)
+    with pytest.raises(DataError, match=match) as caught:
+        unpack(path, target, **options)
+    assert path.name in str(caught.value)
+    assert [p.name for p in target.iterdir() if p.name != ".extracting.lock"] == []
+    assert sorted(p for p in target.parent.iterdir() if p != target) == outside
+
+
+@pytest.mark.parametrize("name", ["a.tgz", "a.tar.gz", "a.tar", "a.zip"])
+def test_extracting(tmp_path, name):
+    junk = {
+        "__MACOSX/A/._1.jpg": b"x",
+        "A/._2.jpg": b"x",
+        "__MACOSX/3.jpg": b"x",
+        "A/.DS_Store": b"x",
+        "._A": b"x",
+        "./A//c/3.jpg": b"3",
+    }
+    umask = os.umask(0o077)
+    try:
+        target = unpack(make(tmp_path / name, GOOD | junk), tmp_path / "data", progress=True)
+    finally:
+        os.umask(umask)
+    assert target == tmp_path / "data"
+    found = {p.relative_to(target).as_posix(): p for p in target.rglob("*") if p.name != ".extracting.lock"}
+    assert sorted(found) == ["A", "A/2.jpg", "A/b", "A/b/1.jpg", "A/c", "A/c/3.jpg", "notes.txt"]
+    assert all(found[k].read_bytes() == v for k, v in GOOD.items() if v is not None)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in found.values() if p.is_file()} == {0o644}
+    assert {stat.S_IMODE(p.stat().st_mode) for p in found.values() if p.is_dir()} == {0o755}
+
+
+def test_the_content_decides_not_the_name(tmp_path):
+    path = make(tmp_path / "a.zip", GOOD).rename(tmp_path / "a.tgz")
+    assert visible(unpack(path, tmp_path / "data")) == ["A", "notes.txt"]
+
+
+OUTSIDE = ["/etc/x", "//x", "../x", "A/../../x", "A/..", "..", "A\\..\\..\\x", "C:/x", "c:x", "A/C:/x", "\\\\host\\x"]
+
+
+@pytest.mark.parametrize("kind", ["a.tgz", "a.zip"])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names_that_lead_outside_are_refused(tmp_path, kind, name):
+    refused(make(tmp_path / kind, GOOD | {name: b"x"}), tmp_path / "data", "would lie outside")
+
+
+@pytest.mark.parametrize(
+    ("type_", "what"),
+    [
+        (tarfile.SYMTYPE, "link"),
+        (tarfile.LNKTYPE, "link"),
+        (tarfile.CHRTYPE, "device"),
+        (tarfile.BLKTYPE, "device"),
+        (tarfile.FIFOTYPE, "pipe"),
+    ],
+)
+def test_what_is_no_file_is_refused(tmp_path, type_, what):
+    bad = member("A/bad", type=type_, linkname="/etc/passwd")
+    refused(make_tar(tmp_path / "a.tgz", GOOD, bad), tmp_path / "data", f"'A/bad' is a .*{what}")
+
+
+@pytest.mark.parametrize(
+    ("mode", "what"), [(stat.S_IFLNK, "link"), (stat.S_IFCHR, "device"), (stat.S_IFIFO, "pipe"), (stat.S_IFSOCK, "")]
+)
+def test_what_is_no_file_in_a_zip_is_refused(tmp_path, mode, what):
+    path = make_zip(tmp_path / "a.zip", {"A/bad": b"/etc/passwd"}, mode=mode | 0o777)
+    refused(path, tmp_path / "data", f"'A/bad' is a .*{what}")
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+    path = make(tmp_path / "a.zip", {"A/secret": b"x"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    data[6] |= 1
+    path.write_bytes(data)
+    refused(path, tmp_path / "data", "'A/secret' is an encrypted file")
+
+
+@pytest.mark.parametrize("kind", ["a.tgz", "a.tar", "a.zip"])
+def test_the_same_name_twice_is_refused(tmp_path, kind):
+    for name, entry in (
+        ("A//2.jpg", b"x"),
+        ("notes.txt/x", b"x"),
+        ("notes.txt/x/y", b"x"),
+        ("notes.txt/", None),
+        ("A", b"x"),
+    ):
+        refused(make(tmp_path / kind, GOOD | {name: entry}), tmp_path / "data", "name of another member")
+
+
+@pytest.mark.parametrize("kind", ["a.tgz", "a.zip"])
+def test_bombs_are_stopped(tmp_path, kind, monkeypatch):
+    path = make(tmp_path / kind, GOOD | {"A/zeros": bytes(5_000_000)})
+    refused(path, tmp_path / "data", "'A/zeros' .*bomb", max_bytes=4_000_000)
+    refused(path, tmp_path / "data", "'A/2.jpg' is one more than 2 files", max_files=2)
+    monkeypatch.setattr(archives, "_FLOOR", 1000)
+    refused(path, tmp_path / "data", "'A/zeros' .*bomb")
+    small = make(tmp_path / kind, GOOD | {"__MACOSX/zeros": bytes(5_000_000)})
+    refused(small, tmp_path / "data", "zeros' .*bomb")
+
+
+def test_a_bomb_that_declares_little_is_stopped_by_what_is_written(tmp_path):
+    liar = archives._Member("zeros", "file", 10, lambda: io.BytesIO(bytes(5_000_000)))
+    with pytest.raises(DataError, match="bomb"):
+        archives._write(tmp_path / "a.zip", liar, tmp_path / "zeros", 2_000_000)
+    assert size_of(tmp_path / "zeros") <= 2_000_000
+    path = make(tmp_path / "a.zip", {"zeros": bytes(5_000_000)})
+    forged = path.read_bytes().replace((5_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    path.write_bytes(forged)
+    (tmp_path / "zeros").unlink()
+    refused(path, tmp_path / "data", "not a whole")
+
+
+def test_a_huge_tar_header_is_not_read_into_memory(tmp_path):
+    path = make_tar(tmp_path / "a.tgz", {"x" * 2_000_000: b""}, format=tarfile.PAX_FORMAT)
+    refused(path, tmp_path / "data", "header of 2,0..,... bytes")
+
+
+def test_endless_zeros_after_the_end_are_not_read(tmp_path, monkeypatch):
+    path = make_tar(tmp_path / "a.tar", GOOD)
+    path.write_bytes(path.read_bytes() + bytes(5_000_000))
+    unpack(path, tmp_path / "data")
+    monkeypatch.setattr(archives, "_PADDING", 2)
+    (tmp_path / "more").mkdir()
+    refused(path, tmp_path / "more" / "data", "more follows")
+
+
+@pytest.mark.parametrize("kind", ["a.tgz", "a.tar", "a.zip"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda d: d[: len(d) * 2 // 3],
+        lambda d: d[: d.index(b"CONTENT") + 7 - len(d)] if b"A/1" in d[:512] else d[:-9],
+        lambda d: b"",
+        lambda d: b"PK",
+        lambda d: b"\x1f\x8b",
+        lambda d: b"<html>no</html>" * 50,
+        lambda d: bytes(20_000),
+    ],
+    ids=["truncated", "end missing", "empty", "PK", "gzip", "page", "zeros"],
+)
+def test_damaged_archives_are_refused(tmp_path, kind, harm):
+    path = make(tmp_path / kind, {"A/1.jpg": NOISE, "A/2.jpg": NOISE + b"CONTENT"})
+    path.write_bytes(harm(path.read_bytes()))
+    refused(path, tmp_path / "data", r"not a whole \.tgz, \.tar\.gz, \.tar or \.zip archive .*get it again")
+
+
+def test_a_tar_cut_between_two_members_is_refused(tmp_path):
+    path = make(tmp_path / "a.tar", {"1.jpg": bytes(512), "2.jpg": bytes(512)})
+    for length in (1024, 1025, 1536, 2048):
+        path.write_bytes(path.read_bytes()[:length])
+        refused(path, tmp_path / "data", "not a whole")
+
+
+@pytest.mark.parametrize("place", [0, 3, 100, 124, 130, 148, 156])
+def test_a_damaged_tar_header_is_not_taken_for_the_end(tmp_path, place):
+    path = make(tmp_path / "a.tar", {"1.jpg": bytes(512), "2.jpg": bytes(512)})
+    data = bytearray(path.read_bytes())
+    data[1024 + place] ^= 0x81
+    path.write_bytes(data)
+    refused(path, tmp_path / "data", "not a whole")
+
+
+@pytest.mark.parametrize("kind", ["a.tgz", "a.zip"])
+def test_a_wrong_crc_is_refused(tmp_path, kind):
+    path = make(tmp_path / kind, {"A/1.jpg": NOISE})
+    data = bytearray(path.read_bytes())
+    data[-6 if kind == "a.tgz" else data.index(b"CONTENT")] ^= 1  # noise lies in a zip as it is
+    path.write_bytes(data)
+    refused(path, tmp_path / "data", "not a whole .*CRC")
+
+
+@pytest.mark.parametrize("kind", ["a.tgz", "a.tar", "a.zip"])
+def test_no_damage_escapes_as_another_error_or_hangs(tmp_path, kind):
+    random_ = random.Random(0)
+    good = make(tmp_path / kind, GOOD).read_bytes()
+    for i in range(150):
+        data = bytearray(good)
+        for _ in range(random_.choice((1, 3, 30))):
+            data[random_.randrange(len(data))] = random_.randrange(256)
+        (tmp_path / kind).write_bytes(data)
+        with contextlib.suppress(DataError):
+            unpack(tmp_path / kind, tmp_path / "out" / str(i))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted((kind, "out"))
+
+
+@pytest.mark.parametrize("kind", ["a.tgz", "a.zip"])
+def test_what_is_there_is_not_touched(tmp_path, kind):
+    path, target = make(tmp_path / kind, GOOD), tmp_path / "data"
+    (target / "A").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"would change .*data/A; remove that, or choose another --root"):
+        unpack(path, target)
+    assert visible(target) == ["A"] and visible(target / "A") == []
+    (target / "A").rmdir()
+    (target / "notes.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"would change .*notes\.txt"):
+        unpack(path, target)
+    assert visible(target) == ["notes.txt"] and not (tmp_path / "nowhere").exists()
+    (target / "notes.txt").unlink()
+    (target / "B").mkdir()
+    assert visible(unpack(path, target)) == ["A", "B", "notes.txt"]
+
+
+@pytest.mark.parametrize("where", ["write", "move"])
+def test_a_full_disk_while_extracting(tmp_path, monkeypatch, where):
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(archives, "_write" if where == "write" else "_publish", full)
+    refused(make(tmp_path / "a.zip", GOOD), tmp_path / "data", "cannot extract .*No space left.*free space")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="resource limits")
+def test_a_file_too_large_for_the_disk(tmp_path):
+    path = make(tmp_path / "a.tgz", GOOD | {"A/big": bytes(300_000)})
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (131072, -1))"
+    code = f"{limit}\nfrom idml_zoo.data.archives import *\nextract({str(path)!r}, {str(tmp_path / 'data')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "DataError: cannot extract" in done.stderr and "free space" in done.stderr
+    assert visible(tmp_path / "data") == [] and not (tmp_path / "data" / ".extracting").exists()
+
+
+def test_files_that_are_not_there_or_in_the_way(tmp_path):
+    with pytest.raises(DataError, match=r"cannot extract .*none\.zip"):
+        unpack(tmp_path / "none.zip", tmp_path / "data")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot extract .*another --root"):
+        unpack(make(tmp_path / "a.zip", GOOD), tmp_path / "file")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_killed_extraction_leaves_nothing_that_looks_whole_and_the_next_cleans_up(tmp_path):
+    path, target = make(tmp_path / "a.tgz", GOOD), tmp_path / "data"
+    code = (
+        "import time\nfrom idml_zoo.data import archives\n"
+        "archives._publish = lambda *a: time.sleep(60)\n"  # everything is written, nothing is moved
+        f"archives.extract({str(path)!r}, {str(target)!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    wait_for(lambda: list(target.glob(".extracting/*/*/notes.txt")))
+    process.kill()
+    process.wait()
+    assert visible(target) == []
+    assert not [p for level in ("*", "*/*", "*/*/*") for p in target.glob(level) if p.name in ("1.jpg", "notes.txt")]
+    assert visible(unpack(path, target)) == ["A", "notes.txt"]
+    assert not (target / ".extracting").exists()
+
+
+def test_importing_is_cheap():
+    heavy = "('torch', 'numpy', 'rich', 'filelock', 'urllib.request')"
+    code = (
+        f"import sys, idml_zoo.data.archives, idml_zoo.data.download; print([m for m in {heavy} if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,318 @@
+"""prepare, verify, and the prepared copy."""
+
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED, make_folder, needs_shared
+from PIL import Image
+from test_official import make_inshop
+
+from idml_zoo.data.benchmark import MANIFEST, Benchmark, table_benchmark
+from idml_zoo.data.check import check_splits
+from idml_zoo.data.errors import DataError
+from idml_zoo.data.inshop import load_inshop
+from idml_zoo.data.split import Split, Splits
+from idml_zoo.data.store import load_prepared, prepare
+from idml_zoo.registry import benchmarks
+
+
+@pytest.fixture
+def mine(tmp_path) -> Benchmark:
+    return table_benchmark("mine", make_folder(tmp_path / "photos"))
+
+
+def test_a_prepared_copy_is_the_same_benchmark(tmp_path, mine):
+    before = mine.splits()
+    folder, report = prepare(mine, before, tmp_path, progress=False)
+    after = mine.splits(tmp_path)
+    assert folder == tmp_path / "prepared" / "mine" and report.ok
+    for one, two in ((before.train, after.train), (before.test, after.test)):
+        assert one.labels.tolist() == two.labels.tolist() and one.class_names == two.class_names
+        assert one.fingerprint() == two.fingerprint(), "the same content, wherever it is kept"
+        assert all(one.images.encoded(i) == two.images.encoded(i) for i in range(len(one)))
+        assert two.images.name(0) == one.images.name(0)
+    assert after.origin == str(tmp_path / "photos")
+    assert report.fingerprints == {"train": before.train.fingerprint(), "test": before.test.fingerprint()}
+    assert sorted(p.name for p in folder.iterdir()) == [MANIFEST, "test-00000.arrow", "train-00000.arrow"]
+
+
+def test_datasets_reads_it_and_other_processes_map_it(tmp_path, mine):
+    import datasets
+
+    folder, _ = prepare(mine, mine.splits(), tmp_path, progress=False)
+    files = {k: str(folder / f"{k}-*.arrow") for k in ("train", "test")}
+    loaded = datasets.load_dataset("arrow", data_files=files, cache_dir=str(tmp_path / "cache"))
+    assert loaded["train"][0]["image"].size == (40, 40) and set(loaded["test"]["split"]) == {"test"}
+    label = loaded["test"].features["label"]
+    assert [label.int2str(y) for y in sorted(set(loaded["test"]["label"]))] == ["class_3", "class_4", "class_5"]
+    assert loaded["test"][0]["path"].endswith("class_3/0.png")
+    images = load_prepared(folder).test.images
+    sent = pickle.dumps(images)
+    assert len(sent) < 1000, "by name, not by value"
+    assert pickle.loads(sent).encoded(3) == images.encoded(3)
+
+
+def test_shards(tmp_path, mine, monkeypatch):
+    from idml_zoo.data import store
+
+    monkeypatch.setattr(store, "SHARD_BYTES", 5000)
+    monkeypatch.setattr(store, "_ROWS", 2)
+    before = mine.splits()
+    folder, _ = prepare(mine, before, tmp_path, progress=False)
+    assert len(list(folder.glob("train-*.arrow"))) > 2
+    assert load_prepared(folder).train.fingerprint() == before.train.fingerprint()
+
+
+def test_queries_and_extras_are_kept(tmp_path):
+    splits = load_inshop(make_inshop(tmp_path / "inshop"))
+    test = Split(**{**vars(splits.test), "extras": {"severity": np.linspace(0, 1, 9)}})
+    record = Benchmark("shop", "Shop", lambda root: splits)
+    folder, _ = prepare(record, Splits(splits.train, test), tmp_path, progress=False)
+    after = load_prepared(folder).test
+    assert after.queries.tolist() == splits.test.queries.tolist()
+    assert after.extras["severity"].tolist() == test.extras["severity"].tolist()
+
+
+def test_broken_images_are_all_named_and_nothing_is_written(tmp_path, mine):
+    for name, content in (("class_0/1.png", b"<html>404</html>"), ("class_4/3.png", b"")):
+        (tmp_path / "photos" / name).write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"2 of 24 images cannot be read: .*class_0/1.png .*class_4/3.png .*--skip-broken"
+    ):
+        prepare(mine, mine.splits(), tmp_path, progress=False)
+    assert [p.name for p in (tmp_path / "prepared").iterdir()] == [".mine.lock"]
+    folder, report = prepare(mine, mine.splits(), tmp_path, skip_broken=True, progress=False)
+    assert [b.name.rsplit("/", 2)[1:] for b in report.broken] == [["class_0", "1.png"], ["class_4", "3.png"]]
+    splits = load_prepared(folder)
+    assert (len(splits.train), len(splits.test)) == (11, 11)
+    assert len(json.loads((folder / MANIFEST).read_text())["left_out"]) == 2
+    official = Benchmark("mine", "Mine", mine.load, counts=(3, 12, 3, 12), remedy="Get it again.")
+    with pytest.raises(DataError, match="found train 3 classes / 11 images"):
+        prepare(official, mine.splits(), tmp_path, skip_broken=True, progress=False)
+    assert len(load_prepared(folder).train) == 11, "the copy that was there is still there"
+
+
+def test_a_class_of_broken_images_is_named(tmp_path, mine):
+    for i in range(4):
+        (tmp_path / "photos" / "class_5" / f"{i}.png").write_bytes(b"")
+    with pytest.raises(DataError, match="every image of class 'class_5' is broken"):
+        prepare(mine, mine.splits(), tmp_path, skip_broken=True, progress=False)
+
+
+def test_an_image_in_train_and_test_is_found(tmp_path, mine):
+    photos = tmp_path / "photos"
+    (photos / "class_5" / "0.png").write_bytes((photos / "class_0" / "2.png").read_bytes())
+    (photos / "class_1" / "3.png").write_bytes((photos / "class_1" / "2.png").read_bytes())
+    report = check_splits(mine.splits(), progress=False)
+    assert report.leaks == ((str(photos / "class_0" / "2.png"), str(photos / "class_5" / "0.png")),)
+    assert report.copies == 1 and not report.ok
+    with pytest.raises(DataError, match=r"1 images are in train and in test, .*class_0/2.png = .*class_5/0.png"):
+        prepare(mine, mine.splits(), tmp_path, progress=False)
+    prepare(mine, mine.splits(), tmp_path, allow_leaks=True, progress=False)
+
+
+def test_a_damaged_copy_is_refused(tmp_path, mine):
+    folder, _ = prepare(mine, mine.splits(), tmp_path, progress=False)
+    shard, manifest = folder / "train-00000.arrow", folder / MANIFEST
+    whole, text = shard.read_bytes(), manifest.read_text()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(DataError, match=r"train-00000.arrow has .* bytes, its manifest says .*; prepare it again"):
+        mine.splits(tmp_path)
+    shard.write_bytes(b"\0" * len(whole))
+    with pytest.raises(DataError, match="not a readable shard"):
+        mine.splits(tmp_path)
+    shard.unlink()
+    with pytest.raises(DataError, match="has 0 bytes"):
+        mine.splits(tmp_path)
+    shard.write_bytes(whole)
+    for content, message in [
+        (text[:50], "is not a readable manifest"),
+        (text.replace('"format": 1', '"format": 9'), "has format 9, this version reads 1"),
+        (text.replace('"splits"', '"parts"'), "lacks 'splits'"),
+    ]:
+        manifest.write_text(content)
+        with pytest.raises(DataError, match=message):
+            mine.splits(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, mine, monkeypatch):
+    import pyarrow as pa
+
+    class Full:
+        def __init__(self, *args):
+            pass
+
+        def write_batch(self, batch):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            pass
+
+    splits = mine.splits()
+    with monkeypatch.context() as patched:
+        patched.setattr(pa.ipc, "new_stream", Full)
+        with pytest.raises(DataError, match=r"cannot write .*prepared/mine \(No space left on device\); free space"):
+            prepare(mine, splits, tmp_path, progress=False)
+    assert [p.name for p in (tmp_path / "prepared").iterdir()] == [".mine.lock"]
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot write .*; free space or choose another --root"):
+        prepare(mine, splits, tmp_path / "file", progress=False)
+
+
+PREPARING = """
+import sys, time
+from idml_zoo.data.benchmark import table_benchmark
+from idml_zoo.data import store
+root, slow = sys.argv[1], float(sys.argv[2])
+write = store._write
+def slowly(*arguments):
+    print("writing", flush=True)
+    time.sleep(slow)
+    return write(*arguments)
+store._write = slowly
+mine = table_benchmark("mine", root + "/photos")
+store.prepare(mine, mine.splits(), root, progress=False)
+print("done", flush=True)
+"""
+
+
+def start(tmp_path, slow):
+    command = [sys.executable, "-c", PREPARING, str(tmp_path), str(slow)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_killed_in_the_middle_and_two_at_once(tmp_path, mine):
+    fingerprint = mine.splits().train.fingerprint()
+    killed = start(tmp_path, 60)
+    assert killed.stdout.readline() == "writing\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    killed.stdout.close()
+    assert not (tmp_path / "prepared" / "mine").exists(), "nothing half-written looks whole"
+    both = [start(tmp_path, 0.3) for _ in range(2)]
+    for process in both:
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and out.endswith("done\n")
+    assert load_prepared(tmp_path / "prepared" / "mine").train.fingerprint() == fingerprint
+    assert sorted(p.name for p in (tmp_path / "prepared").iterdir()) == [".mine.lock", "mine"]
+
+
+def test_a_prepared_folder_is_a_source_of_ones_own(tmp_path, mine):
+    folder, _ = prepare(mine, mine.splits(), tmp_path, progress=False)
+    assert len(table_benchmark("other", folder).splits().test) == 12
+    with pytest.raises(DataError, match="is prepared, its splits are fixed"):
+        table_benchmark("other", folder, "0-1").splits()
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["cub2010", "cars196_half", "omniglot"])
+def test_the_real_tables_are_what_their_records_say(name):
+    splits = benchmarks[name].splits(SHARED / "data")
+    assert splits.train.images[0].mode == "RGB" and not set(splits.train.class_names) & set(splits.test.class_names)
+
+
+@needs_shared
+def test_omniglot_is_whole(tmp_path):
+    started = time.perf_counter()
+    record = benchmarks["omniglot"]
+    _, report = prepare(record, record.splits(SHARED / "data"), tmp_path, allow_leaks=True, progress=False)
+    assert not report.broken and report.sides == (105, 105, 105)
+    assert record.splits(tmp_path).test.fingerprint() == report.fingerprints["test"]
+    assert time.perf_counter() - started < 120
+
+
+def test_what_counts_as_an_image(tmp_path):
+    """Each kind of file a collection may hold: what decodes, what is named as broken."""
+    from idml_zoo.data.images import FileImages
+
+    def save(name, image, **options):
+        image.save(tmp_path / name, **options)
+        return tmp_path / name
+
+    photo = Image.effect_mandelbrot((64, 48), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16)[None].repeat(48, 0)
+    palette = photo.convert("P")
+    turned = photo.getexif()
+    turned[0x0112] = 6
+    good = {
+        "cmyk.jpg": save("cmyk.jpg", photo.convert("CMYK")),
+        "palette.png": save("palette.png", palette),
+        "transparent.png": save("transparent.png", palette, transparency=b"\x00" * 128),
+        "grey16.png": save("grey16.png", Image.fromarray(ramp)),
+        "grey16.tif": save("grey16.tif", Image.fromarray(ramp)),
+        "rotated.jpg": save("rotated.jpg", photo, exif=turned),
+        "bilevel.png": save("bilevel.png", photo.convert("1")),
+        "alpha.png": save("alpha.png", photo.convert("RGBA")),
+        "animated.gif": save("animated.gif", photo, save_all=True, append_images=[photo.rotate(90)]),
+        "photo.webp": save("photo.webp", photo),
+        "tall.png": save("tall.png", Image.new("RGB", (2, 3000))),
+    }
+    images = FileImages(list(good.values()))
+    decoded = {k: images[i] for i, k in enumerate(good)}
+    assert all(i.mode == "RGB" for i in decoded.values())
+    assert decoded["rotated.jpg"].size == (48, 64) and decoded["cmyk.jpg"].size == (64, 48)
+    for name in ("grey16.png", "grey16.tif"):
+        assert np.abs(np.asarray(decoded[name])[0, :, 0] - ramp[0] / 257).max() <= 1, "scaled, not clipped to white"
+    drift = np.abs(np.asarray(decoded["cmyk.jpg"], int) - np.asarray(photo, int)).mean()
+    assert drift < 12, "CMYK is not inverted"
+
+    jpeg = io.BytesIO()
+    photo.save(jpeg, "JPEG")
+    whole = jpeg.getvalue()
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    bad = {
+        "truncated.jpg": whole[: len(whole) // 2],
+        "cut in the header.jpg": whole[:30],
+        "empty.jpg": b"",
+        "page.jpg": b"<!doctype html><title>404</title>",
+        "text.png": b"not an image",
+        "huge.png": bomb.getvalue(),
+        "one pixel.gif": b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,"
+        b"\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;",
+        "zeros.jpg": bytes(5000),
+        "bad crc.png": _flip(encode(photo, "PNG"), 60),
+        "no pixels.png": encode(photo, "PNG")[:60],
+        "broken tiff.tif": encode(photo, "TIFF")[:200],
+        "broken webp.webp": encode(photo, "WEBP")[:80],
+        "broken gif.gif": encode(palette, "GIF")[:40],
+        "float.tif": encode(Image.new("F", (9, 9)), "TIFF"),
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name} cannot be read \(.+\); repair it, or remove it and its label"):
+            FileImages([tmp_path / name])[0]
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("folder.jpg", "gone.jpg"):
+        with pytest.raises(DataError, match=f"{name} cannot be read"):
+            FileImages([tmp_path / name])[0]
+
+
+def encode(image, kind):
+    out = io.BytesIO()
+    image.save(out, kind)
+    return out.getvalue()
+
+
+def _flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+def test_a_file_that_may_not_be_read(tmp_path):
+    from idml_zoo.data.images import FileImages
+
+    path = tmp_path / "secret.png"
+    Image.new("RGB", (9, 9)).save(path)
+    path.chmod(0)
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    with pytest.raises(DataError, match=r"secret.png cannot be read"):
+        FileImages([path])[0]
