@@ -11,9 +11,9 @@ from PIL import Image
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset
-from idml_zoo.data.split import Split
+from idml_zoo.data.split import Split, class_folds, hold_out_classes
 from idml_zoo.data.table import class_range, disjoint_splits, read_table
-from idml_zoo.data.transforms import TransformConfig, build_transforms
+from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms
 from idml_zoo.registry import benchmarks
 
 
@@ -175,3 +175,100 @@ def test_transforms():
         TransformConfig(interpolation="cubic")
     with pytest.raises(ValueError, match="image_size must be"):
         TransformConfig(image_size=0)
+
+
+def labelled(classes: int, images: int = 3) -> Split:
+    count = classes * images
+    source = ArrayImages(
+        np.arange(count, dtype=np.uint8).repeat(4).reshape(count, 2, 2), [str(i) for i in range(count)]
+    )
+    queries = np.arange(count) % images == 0
+    return Split(source, np.arange(count) % classes, tuple(f"c{i}" for i in range(classes)), queries=queries)
+
+
+@pytest.mark.parametrize(("classes", "fraction", "held"), [(10, 0.2, 2), (100, 0.2, 20), (4, 0.01, 2), (5, 0.99, 3)])
+def test_classes_held_out(classes, fraction, held):
+    split = labelled(classes)
+    training, validation = hold_out_classes(split, fraction)
+    assert (training.num_classes, validation.num_classes) == (classes - held, held)
+    assert not set(training.class_names) & set(validation.class_names)
+    assert len(training) + len(validation) == len(split)
+    for part in (training, validation):
+        for i in range(len(part)):  # each image is still of its class, and a query or not as before
+            original = int(part.images.name(i))
+            assert part.class_names[part.labels[i]] == split.class_names[split.labels[original]]
+            assert part.queries[i] == split.queries[original]
+    assert hold_out_classes(split, fraction)[1].class_names == validation.class_names
+    assert classes < 10 or hold_out_classes(split, fraction, seed=1)[1].class_names != validation.class_names
+
+
+def test_which_classes_are_held_out_stays_the_same_for_ever():
+    """Validation numbers are comparable only while the choice is; sha256 decides it, as hashlib gives it here too."""
+    import hashlib
+
+    order = sorted(range(10), key=lambda c: hashlib.sha256(f"idml_zoo/classes/0/{c}".encode()).hexdigest())
+    assert hold_out_classes(labelled(10), 0.3)[1].class_names == tuple(f"c{c}" for c in sorted(order[:3]))
+
+
+def test_folds():
+    split = labelled(11)
+    folds = class_folds(split, 3)
+    assert sorted(name for _, validation in folds for name in validation.class_names) == sorted(split.class_names)
+    for training, validation in folds:
+        assert set(training.class_names) | set(validation.class_names) == set(split.class_names)
+        assert len(training) + len(validation) == len(split) and validation.num_classes in (3, 4)
+    for bad in (1, 6):
+        with pytest.raises(DataError, match=f"{bad} folds of 11 classes"):
+            class_folds(split, bad)
+    for bad in (0, 1, -0.5):
+        with pytest.raises(DataError, match="must lie between 0 and 1"):
+            hold_out_classes(split, bad)
+    with pytest.raises(DataError, match="needs at least 4"):
+        hold_out_classes(labelled(3), 0.5)
+
+
+def test_queries_must_be_some_of_the_images():
+    split = labelled(4)
+    for queries in (np.ones(12, bool), np.zeros(12, bool), np.ones(5, bool), np.arange(12)):
+        with pytest.raises(DataError, match="queries must be 12 booleans, some true and some false"):
+            Split(split.images, split.labels, split.class_names, queries=queries)
+
+
+def test_device_transforms_are_the_same_transform_in_two_parts():
+    config = TransformConfig(image_size=32, flip=False)
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)) for _ in range(6)]
+    whole, (on_worker, on_device) = build_transforms(config)[0], build_device_transforms(config)
+    torch.manual_seed(0)
+    expected = torch.stack([whole(i) for i in images])
+    torch.manual_seed(0)
+    parts = torch.stack([on_worker(i) for i in images])
+    assert parts.dtype == torch.uint8
+    assert torch.equal(on_device(parts), expected)
+    _, flipping = build_device_transforms(config.replace(flip=True))
+    flipped = [(flipping(parts) - expected).abs().amax((1, 2, 3)) > 0 for _ in range(8)]
+    assert 0 < torch.stack(flipped).float().mean() < 1, "some are flipped, some are not"
+    for row in range(6):
+        found = flipping(parts)[row]
+        assert torch.equal(found, expected[row]) or torch.equal(found, expected[row].flip(-1))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
+def test_tensor_crops_are_those_of_pil(interpolation):
+    from sklearn.datasets import load_sample_image
+    from torchvision.transforms import v2
+
+    photo = Image.fromarray(load_sample_image("flower.jpg"))
+    config = TransformConfig(image_size=64, interpolation=interpolation, flip=False, mean=(0, 0, 0), std=(1, 1, 1))
+    train, _ = build_transforms(config)
+    crop = v2.RandomResizedCrop(64, scale=config.scale, interpolation=v2.InterpolationMode(interpolation))
+    for seed in range(10):
+        torch.manual_seed(seed)
+        found = train(photo) * 255
+        torch.manual_seed(seed)
+        expected = torch.from_numpy(np.array(crop(photo)).transpose(2, 0, 1)).float()
+        off = (found - expected).abs()
+        if interpolation == "nearest":  # rounding decides between two pixels now and then
+            assert (off > 0).float().mean() < 0.2
+        else:
+            assert off.max() <= 1.01 and off.mean() < 0.5

@@ -225,3 +225,46 @@ def test_evaluate_gives_a_valid_result_and_leaves_the_model_as_it_was(tmp_path):
     assert per_query["top1"].mean() == pytest.approx(result.metrics["recall@1"])
     second = idml_zoo.evaluate(model, benchmark, device="cpu", progress=False, seed=3)
     assert second.metrics == result.metrics
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "introspective"])
+def test_queries_are_searched_in_the_gallery_alone(similarity):
+    """Against a slow loop over the definition, on labels of which some have no image in the gallery."""
+    embedding = make_embedding(40, seed=3, dtype=torch.float32)
+    rng = np.random.default_rng(0)
+    labels, queries = rng.integers(0, 6, 40), rng.random(40) < 0.4
+    labels[:2], queries[:2] = 6, True  # a class of queries only: nothing to find
+    found = measure(embedding, labels, (1, 3), (0,), similarity, rng.random(40), queries=queries)
+    if similarity == "cosine":
+        scores = (embedding.semantic @ embedding.semantic.T).numpy()
+    else:
+        scores = -idml_zoo.introspective_distance(embedding, embedding).numpy()
+    gallery = np.flatnonzero(~queries)
+    hits, maps = [], []
+    for q in np.flatnonzero(queries):
+        order = gallery[np.argsort(-scores[q, gallery], kind="stable")]
+        right = labels[order] == labels[q]
+        r = right.sum()
+        if r:
+            hits.append([right[:1].any(), right[:3].any()])
+            precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+            maps.append((precision * right)[:r].sum() / r)
+    assert [found.metrics["recall@1"], found.metrics["recall@3"]] == pytest.approx(np.mean(hits, axis=0))
+    assert found.metrics["map@r"] == pytest.approx(np.mean(maps))
+    assert found.without_positive == queries.sum() - len(hits) >= 2
+    assert all(len(v) == queries.sum() for v in found.per_query.values())
+
+
+def test_a_benchmark_with_queries_is_measured_as_one(tmp_path):
+    from test_official import make_inshop
+
+    from idml_zoo.data.benchmark import Benchmark
+    from idml_zoo.data.inshop import load_inshop
+
+    make_inshop(tmp_path)
+    record = Benchmark("shop", "Shop", load_inshop, ks=(1, 2))
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8)
+    result = idml_zoo.evaluate(model, record, root=tmp_path, device="cpu", progress=False)
+    assert result.queries == 3
+    assert result.protocol.self_removal == "queries are not in the gallery"
+    assert {"recall@1", "recall@2"} <= set(result.metrics)

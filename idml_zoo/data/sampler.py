@@ -17,7 +17,7 @@ Ranks get their parts in one of two ways, and never in both, which would share o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -39,14 +39,10 @@ class _EpochSampler(Sampler[list[int]]):
     """
 
     def __init__(self, steps: int, seed: int, num_replicas: int, rank: int | None) -> None:
-        if rank is not None and not (_is_whole(rank) and 0 <= rank < num_replicas):
-            raise DataError(
-                f"rank must lie between 0 and num_replicas - 1 = {num_replicas - 1}, or be None for all, got {rank!r}"
-            )
         self.steps = steps
-        self.seed = _at_least("seed", seed, 0)
+        self.seed = _whole("seed", seed)
         self.num_replicas = num_replicas
-        self.rank = rank
+        self.rank = rank if rank is None else _whole("rank", rank, 0, num_replicas - 1, "or None for all ranks in turn")
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -60,13 +56,8 @@ class _EpochSampler(Sampler[list[int]]):
         Raises:
             DataError: out of range; the sampler stays as it was.
         """
-        _at_least("epoch", epoch, 0)
-        if not _is_whole(start) or not 0 <= start <= self.steps:
-            raise DataError(
-                f"start must lie between 0 and the {self.steps} batches of an epoch, got {start!r}; "
-                "count the global batches done in this epoch, not those of all epochs or ranks"
-            )
-        self.epoch, self.start = epoch, start
+        hint = "the global batches done in this epoch, not those of all epochs or ranks"
+        self.epoch, self.start = _whole("epoch", epoch), _whole("start", start, 0, self.steps, hint)
 
     def __len__(self) -> int:
         """How many lists an iteration from ``start`` gives: steps - start; num_replicas times that with rank=None."""
@@ -113,7 +104,7 @@ class ShuffleSampler(_EpochSampler):
         num_replicas: int = 1,
         rank: int | None = 0,
     ) -> None:
-        self.size = _at_least("size", size, 1)
+        self.size = _whole("size", size, 1)
         self.last = last
         self._batch = _shared_out("batch_size", batch_size, num_replicas)
         if last not in get_args(Last):
@@ -183,14 +174,11 @@ class PKSampler(_EpochSampler):
         )
         self.images_per_class = _shared_out("images_per_class", images_per_class, 1 if whole_classes else num_replicas)
         counts = np.unique(found, return_counts=True)[1]
-        if classes_per_batch > len(counts):
-            raise DataError(
-                f"classes_per_batch={classes_per_batch}, but there are {len(counts)} classes; lower it to at most that"
-            )
+        _whole("classes_per_batch", classes_per_batch, 1, len(counts), "the number of classes in labels")
         self._images = np.split(np.argsort(found, kind="stable"), np.cumsum(counts)[:-1])  # by class
         if batches is None:
             batches = max(1, len(found) // (classes_per_batch * images_per_class))
-        super().__init__(_at_least("batches", batches, 1), seed, num_replicas, rank)
+        super().__init__(_whole("batches", batches, 1), seed, num_replicas, rank)
 
     def _epoch(self, rng: np.random.Generator) -> np.ndarray:
         p, k, ranks = self.classes_per_batch, self.images_per_class, self.num_replicas
@@ -236,20 +224,14 @@ def _draws(rng: np.random.Generator, count: int, k: int, rows: int) -> np.ndarra
     return rng.permuted(np.hstack([np.tile(np.arange(count), (rows, whole)), walk]), axis=1)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _at_least(name: str, value: int, least: int) -> int:
-    if not _is_whole(value) or value < least:
-        raise DataError(f"{name} must be a whole number, {least} or more, got {value!r}")
-    return value
+def _whole(name: str, value: int, least: int = 0, most: int | None = None, hint: str = "") -> int:
+    if isinstance(value, (int, np.integer)) and least <= value and (most is None or value <= most):
+        return int(value)
+    limits = f"{least} or more" if most is None else f"from {least} to {most}"
+    raise DataError(f"{name} must be a whole number, {limits}{hint and f' ({hint})'}, got {value!r}")
 
 
 def _shared_out(name: str, value: int, ranks: int) -> int:
-    if _at_least(name, value, 1) % _at_least("num_replicas", ranks, 1):
-        raise DataError(
-            f"{name}={value} must be a multiple of the {ranks} ranks; "
-            f"take {value // ranks * ranks or ranks} or {(value // ranks + 1) * ranks}"
-        )
-    return value
+    if _whole(name, value, 1) % _whole("num_replicas", ranks, 1):
+        raise DataError(f"{name}={value} must be a multiple of the {ranks} ranks; take {-(-value // ranks) * ranks}")
+    return int(value)

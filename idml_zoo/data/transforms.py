@@ -106,7 +106,8 @@ def build_device_transforms(config: TransformConfig) -> tuple[Callable[..., Tens
 def _mode(config: TransformConfig) -> Any:
     from torchvision.transforms import InterpolationMode
 
-    return InterpolationMode(config.interpolation)
+    # torch's "nearest" is half a pixel off PIL's; its "nearest-exact" is not
+    return InterpolationMode(config.interpolation.replace("nearest", "nearest-exact"))
 
 
 def _train_geometry(config: TransformConfig) -> list[Any]:
