@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from idml_zoo.evaluation.retrieval import retrieval_metrics
     from idml_zoo.hub import save_pretrained
     from idml_zoo.model import IDMLModel
+    from idml_zoo.registry import benchmarks
     from idml_zoo.similarity import cosine, introspective_distance, introspective_similarity, released_similarity
     from idml_zoo.types import Embedding, Neighbours
     from idml_zoo.zoo import create_model, create_transforms, list_models
@@ -26,6 +27,7 @@ _PUBLIC = {
     "Embedding": "types",
     "IDMLModel": "model",
     "Neighbours": "types",
+    "benchmarks": "registry",
     "cosine": "similarity",
     "create_model": "zoo",
     "create_transforms": "zoo",
@@ -48,6 +50,7 @@ __all__ = [
     "IDMLModel",
     "Neighbours",
     "__version__",
+    "benchmarks",
     "cosine",
     "create_model",
     "create_transforms",

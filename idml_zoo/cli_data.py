@@ -145,7 +145,7 @@ def _prepare(args: argparse.Namespace) -> int:
     if args.archive or args.download:
         _unpack(record, args)
     folder, report = prepare(
-        record, record.load(Path(args.root)), args.root, args.skip_broken, args.allow_leaks, sys.stderr.isatty()
+        record, record.originals(args.root), args.root, args.skip_broken, args.allow_leaks, sys.stderr.isatty()
     )
     _print(report)
     print(f"prepared {folder}")
@@ -179,7 +179,7 @@ def _unpack(record: Benchmark, args: argparse.Namespace) -> None:
 
 def _loaded(args: argparse.Namespace) -> tuple[Benchmark, Splits]:
     record = _chosen(args)
-    return record, record.check(record.load(Path(args.root))) if args.source else record.splits(args.root)
+    return record, record.check(record.originals(args.root)) if args.source else record.splits(args.root)
 
 
 def _verify(args: argparse.Namespace) -> int:

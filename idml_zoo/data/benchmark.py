@@ -64,16 +64,20 @@ class Benchmark:
             DataError: data not found, or other counts than expected; says which, and what to do.
         """
         folder = self.prepared_folder(root)
-        if (folder / MANIFEST).is_file():
-            from idml_zoo.data.store import load_prepared
+        if not (folder / MANIFEST).is_file():
+            return self.check(self.originals(root))
+        from idml_zoo.data.store import load_prepared
 
-            return self.check(load_prepared(folder))
+        return self.check(load_prepared(folder))
+
+    def originals(self, root: str | Path = "data") -> Splits:
+        """Loads the benchmark from its official layout, counts not checked; DataError where that cannot be."""
         try:
-            return self.check(self.load(Path(root)))
+            return self.load(Path(root))
         except DataError as error:
-            if self.remedy and self.remedy not in str(error):
-                raise DataError(f"{self.name}: {error}. {self.remedy}") from error
-            raise
+            if not self.remedy:
+                raise
+            raise DataError(f"{self.name}: {error}. {self.remedy}") from error
 
     def check(self, loaded: Splits) -> Splits:
         """The splits themselves; DataError where counts differ from the record's: found, expected, likely cause."""

@@ -23,6 +23,7 @@ from idml_zoo.data.check import Report, check_splits
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.images import EncodedImages
 from idml_zoo.data.split import Split, Splits
+from idml_zoo.results import write_text
 from idml_zoo.version import __version__
 
 FORMAT = 1
@@ -64,42 +65,12 @@ def prepare(
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
             report = check_splits(splits, progress)
-            if report.broken and not skip_broken:
-                raise DataError(f"{benchmark.name}: {report.summary_of_broken()}. Or leave them out: --skip-broken")
-            if report.leaks and not allow_leaks:
-                first, second = report.leaks[0]
-                raise DataError(
-                    f"{benchmark.name}: {len(report.leaks)} images are in train and in test, the first is {first} "
-                    f"= {second}; remove one of the two, or accept it: --allow-leaks"
-                )
+            _refuse(benchmark, report, skip_broken, allow_leaks)
             kept = benchmark.check(report.without_broken(splits))
             part.mkdir()
             try:
-                names = kept.train.class_names + kept.test.class_names
-                written = {
-                    "train": _write(part, "train", kept.train, names, 0),
-                    "test": _write(part, "test", kept.test, names, kept.train.num_classes),
-                }
-                manifest = {
-                    "format": FORMAT,
-                    "benchmark": benchmark.name,
-                    "title": benchmark.title,
-                    "idml_zoo": __version__,
-                    "origin": splits.origin,
-                    "splits": written,
-                    "left_out": [f"{b.name}: {b.reason}" for b in report.broken],
-                }
-                (part / MANIFEST).write_text(
-                    json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-                )
-                if folder.exists():
-                    old = folder.with_name(f".{folder.name}.old")
-                    shutil.rmtree(old, ignore_errors=True)
-                    os.replace(folder, old)
-                    os.replace(part, folder)
-                    shutil.rmtree(old, ignore_errors=True)
-                else:
-                    os.replace(part, folder)
+                _write_all(part, benchmark, kept, report)
+                _put_in_place(part, folder)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
@@ -107,6 +78,45 @@ def prepare(
             f"cannot write {folder} ({error.strerror or error}); free space or choose another --root"
         ) from error
     return folder, report
+
+
+def _refuse(benchmark: Benchmark, report: Report, skip_broken: bool, allow_leaks: bool) -> None:
+    if report.broken and not skip_broken:
+        raise DataError(f"{benchmark.name}: {report.summary_of_broken()}. Or leave them out: --skip-broken")
+    if report.leaks and not allow_leaks:
+        first, second = report.leaks[0]
+        raise DataError(
+            f"{benchmark.name}: {len(report.leaks)} images are in train and in test, the first is {first} = {second}; "
+            "remove one of the two, or accept it: --allow-leaks"
+        )
+
+
+def _put_in_place(part: Path, folder: Path) -> None:
+    """Renames the finished copy; one that was there is removed only once the new one stands."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_all(folder: Path, benchmark: Benchmark, splits: Splits, report: Report) -> None:
+    """Both splits, then the manifest."""
+    names = splits.train.class_names + splits.test.class_names
+    manifest = {
+        "format": FORMAT,
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "idml_zoo": __version__,
+        "origin": splits.origin,
+        "splits": {
+            "train": _write(folder, "train", splits.train, names, 0),
+            "test": _write(folder, "test", splits.test, names, splits.train.num_classes),
+        },
+        "left_out": [f"{b.name}: {b.reason}" for b in report.broken],
+    }
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write(
