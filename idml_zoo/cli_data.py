@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idml_zoo.data.benchmark import MANIFEST, Benchmark, table_benchmark
-from idml_zoo.data.errors import DataError
+from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.registry import benchmarks
 
 if TYPE_CHECKING:
@@ -88,14 +88,14 @@ def _chosen(args: argparse.Namespace) -> Benchmark:
         train, test = args.train_classes, args.test_classes
         return table_benchmark(args.benchmark, source, train, test, args.hub_split or "train", **options)
     record: Benchmark = benchmarks[args.benchmark]
-    if record.classes is None or args.train_classes or args.test_classes:
+    if record.embedded or args.train_classes or args.test_classes:
         raise DataError(
-            f"{record.name} is a registered benchmark: "
-            + ("its classes are fixed" if record.classes else "it cannot be read from a table, only from its own files")
+            f"{record.name} is a registered benchmark: its images or classes are fixed; choose another name"
         )
     from dataclasses import replace
 
-    table = table_benchmark(record.name, source, *record.classes, args.hub_split or "all", **options)
+    train, test = record.classes or (None, None)
+    table = table_benchmark(record.name, source, train, test, args.hub_split or "all", **options)
     return replace(record, load=table.load)
 
 
@@ -118,15 +118,17 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _state(record: Benchmark, root: str) -> str:
-    """In a word or two, whether a benchmark is at hand; cheap, so it only looks for the files."""
+    """In a word or two, whether a benchmark is at hand; its lists are read, its images are not decoded."""
     if record.embedded:
         return "embedded"
     if (record.prepared_folder(root) / MANIFEST).is_file():
         return "prepared"
     try:
         record.splits(root)
-    except DataError:
+    except MissingDataError:
         return "not found"
+    except DataError:
+        return "damaged"
     return "found"
 
 

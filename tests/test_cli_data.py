@@ -1,8 +1,13 @@
 """idml-zoo data list | prepare | verify | show."""
 
+import functools
+import hashlib
+import http.server
 import io
 import shutil
 import tarfile
+import threading
+from dataclasses import replace
 
 import pytest
 from conftest import SHARED, make_folder, needs_shared
@@ -14,6 +19,11 @@ from idml_zoo.data import cub
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.download import Archive
 from idml_zoo.registry import benchmarks
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture
@@ -59,6 +69,33 @@ def test_from_archive_to_verified_copy(tmp_path, capsys, small_cub):
     assert "cub cannot be downloaded any more. Get it." in capsys.readouterr().err
 
 
+def test_downloaded_checked_extracted_and_prepared(tmp_path, capsys, small_cub, monkeypatch):
+    make_cub(tmp_path / "made")
+    with tarfile.open(tmp_path / "CUB_200_2011.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "made" / "CUB_200_2011", "CUB_200_2011")
+    md5 = hashlib.md5((tmp_path / "CUB_200_2011.tgz").read_bytes()).hexdigest()
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/CUB_200_2011.tgz"
+        for checksum, status in (("0" * 32, 1), (md5, 0)):
+            record = replace(small_cub, archives=(Archive("CUB_200_2011.tgz", url, md5=checksum),))
+            monkeypatch.setitem(benchmarks._entries, "cub", record)
+            root = tmp_path / f"root{status}"
+            assert main(["data", "prepare", "cub", "--root", str(root), "--download"]) == status
+            assert (root / "prepared" / "cub").exists() == (status == 0)
+        server.shutdown()
+    assert f"md5 {md5}, expected {'0' * 32}" in capsys.readouterr().err
+    assert len(record.splits(tmp_path / "root0").test) == 6
+
+
+def test_a_damaged_copy_is_listed_as_one(tmp_path, capsys, small_cub):
+    base = make_cub(tmp_path)
+    (base / "images" / "001.Bird_1" / "0.jpg").unlink()
+    assert main(["data", "list", "--root", str(tmp_path)]) == 0
+    assert next(x for x in capsys.readouterr().out.splitlines() if x.startswith("cub ")).split()[1] == "damaged"
+
+
 def test_verify_names_every_broken_file(tmp_path, capsys, small_cub):
     base = make_cub(tmp_path)
     for name in ("001.Bird_1/0.jpg", "102.Bird_102/2.jpg"):
@@ -94,7 +131,7 @@ def test_ones_own_images(tmp_path, capsys):
     assert main(["data", "verify", "mine", "--source", prepared]) == 0
     assert "mine: ok" in capsys.readouterr().out
     assert main(["data", "prepare", "glyphs", *where]) == 1
-    assert "glyphs is a registered benchmark: it cannot be read from a table" in capsys.readouterr().err
+    assert "glyphs is a registered benchmark: its images or classes are fixed" in capsys.readouterr().err
     assert main(["data", "verify", str(photos)]) == 1
     assert "is a path: give a name, and the path with --source" in capsys.readouterr().err
 
@@ -138,7 +175,7 @@ def test_embedded_needs_no_preparation(capsys, tmp_path):
         (["prepare", "sop", "--archive", "nothing.zip"], "no archive nothing.zip"),
         (["prepare", "inshop", "--download"], "inshop cannot be downloaded any more. Ask for access"),
         (["prepare", "mine", "--source", "/nowhere/at/all"], "is not a Hub data set id"),
-        (["verify", "cub", "--source", ".", "--train-classes", "0-9"], "its classes are fixed"),
+        (["verify", "cub", "--source", ".", "--train-classes", "0-9"], "its images or classes are fixed"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):

@@ -12,7 +12,7 @@ from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset
 from idml_zoo.data.split import Split, class_folds, hold_out_classes
-from idml_zoo.data.table import class_range, disjoint_splits, read_table
+from idml_zoo.data.table import Table, class_range, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms
 from idml_zoo.registry import benchmarks
 
@@ -65,19 +65,23 @@ def test_a_datasets_data_set_with_class_names(tmp_path, monkeypatch):
     assert splits.train.class_names == ("a", "b") and splits.test.images[0].size == (40, 40)
 
 
+def tiny_table() -> Table:
+    images = ArrayImages(np.zeros((8, 4, 4), np.uint8), [str(i) for i in range(8)])
+    return Table(images, np.arange(8) // 2, tuple("abcd"), "here")
+
+
 def test_splits_share_no_class():
-    images, labels = ArrayImages(np.zeros((8, 4, 4), np.uint8), [str(i) for i in range(8)]), np.arange(8) // 2
-    names = tuple("abcd")
+    table = tiny_table()
     with pytest.raises(DataError, match=r"class 'b' \(1\) is in train and test"):
-        disjoint_splits(images, labels, names, "0-1", "1-3")
+        disjoint_splits(table, "0-1", "1-3")
     with pytest.raises(DataError, match="test 1; each needs at least two"):
-        disjoint_splits(images, labels, names, "0-2")
+        disjoint_splits(table, "0-2")
     with pytest.raises(DataError, match="9 is not"):
         class_range("0-9", 9)
     with pytest.raises(DataError, match="must look like '0-99'"):
         class_range("first half", 9)
     with pytest.raises(DataError, match="at least 4 are needed"):
-        disjoint_splits(images, np.zeros(8, np.int64), ("a",))
+        disjoint_splits(table._replace(labels=np.zeros(8, np.int64), class_names=("a",)))
     assert class_range("0-2,5", 9).tolist() == [0, 1, 2, 5]
 
 
@@ -97,8 +101,11 @@ def test_bad_tables_say_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match="not readable as Parquet"):
         read_table(tmp_path / "half.parquet")
     pq.write_table(pa.table({"picture": [1]}), tmp_path / "columns.parquet")
-    with pytest.raises(DataError, match="not readable as Parquet with columns 'image' and 'label'"):
+    with pytest.raises(DataError, match="no column image or label"):
         read_table(tmp_path / "columns.parquet")
+    make_parquet(tmp_path / "unlabelled.parquet", labels=(0, 1, -1, 2))
+    with pytest.raises(DataError, match="'label' has -1, which marks images without a label"):
+        read_table(tmp_path / "unlabelled.parquet")
     make_parquet(tmp_path / "names.parquet", labels=("a", "b", "c", "d"))
     with pytest.raises(DataError, match="'label' must hold integers"):
         read_table(tmp_path / "names.parquet")
@@ -154,8 +161,7 @@ def test_fingerprint_changes_with_an_image_or_a_label(tmp_path):
 
 
 def test_wrong_counts_say_found_expected_and_remedy():
-    images = ArrayImages(np.zeros((8, 4, 4), np.uint8), [str(i) for i in range(8)])
-    splits = disjoint_splits(images, np.arange(8) // 2, tuple("abcd"))
+    splits = disjoint_splits(tiny_table())
     record = Benchmark("tiny", "Tiny", lambda root: splits, counts=(2, 5, 2, 4), remedy="Download it again.")
     with pytest.raises(
         DataError, match=r"expected train 2 classes / 5 images.*found train 2 classes / 4.*Download it again"
@@ -272,3 +278,17 @@ def test_tensor_crops_are_those_of_pil(interpolation):
             assert (off > 0.5).float().mean() < 0.2
         else:
             assert off.max() <= 1.01 and off.mean() < 0.5
+
+
+def test_a_split_column_is_followed_where_it_shares_no_class(tmp_path):
+    labels = (0, 0, 1, 1, 2, 2, 3, 3)
+    path = make_parquet(tmp_path / "a.parquet", labels, split=["test"] * 4 + ["train"] * 4)
+    splits = table_benchmark("mine", path).splits()
+    assert splits.train.class_names == ("2", "3") and splits.test.queries is None
+    assert table_benchmark("mine", path, "0-1").splits().train.class_names == ("0", "1"), "what one asks for goes first"
+    roles = ["query", "gallery", "gallery", "query"] + ["train"] * 4
+    splits = table_benchmark("mine", make_parquet(tmp_path / "b.parquet", labels, split=roles)).splits()
+    assert splits.test.queries.tolist() == [True, False, False, True] and splits.test.class_names == ("0", "1")
+    for other in (["train", "test"] * 4, ["train"] * 8, ["valid"] * 4 + ["train"] * 4):  # as for classification
+        splits = table_benchmark("mine", make_parquet(tmp_path / "c.parquet", labels, split=other)).splits()
+        assert splits.train.class_names == ("0", "1")

@@ -34,7 +34,7 @@ class Benchmark:
         remedy: where to get it, for the error message.
         archives: the official archives.
         classes: (train, test) class numbers, from 0, in a table of the whole data set in the official order of classes
-            (a copy on the Hub, a Parquet file); None where such a table does not hold all that is needed.
+            (a copy on the Hub, a Parquet file); None where only a column ``split`` can tell.
         lookalikes: {number of images in a split: what that copy really is}, for the error message.
         embedded: needs no files.
     """
@@ -77,7 +77,7 @@ class Benchmark:
         except DataError as error:
             if not self.remedy:
                 raise
-            raise DataError(f"{self.name}: {error}. {self.remedy}") from error
+            raise type(error)(f"{self.name}: {error}. {self.remedy}") from error
 
     def check(self, loaded: Splits) -> Splits:
         """The splits themselves; DataError where counts differ from the record's: found, expected, likely cause."""
@@ -118,7 +118,8 @@ def table_benchmark(
         source: a folder with one folder per class, Parquet file(s) with columns ``image`` and ``label``, a folder of
             such files, a folder that ``idml-zoo data prepare`` made, or a Hub data set id. Relative paths of the
             declared benchmarks are under the data root.
-        train_classes, test_classes: class numbers, "0-99" or a list; by default the first half trains, the rest tests.
+        train_classes, test_classes: class numbers, "0-99" or a list; by default what a column ``split`` says, if its
+            splits share no class, else the first half trains, the rest tests.
         hub_split: for a Hub data set: "train", "train+test", or "all" for every split that it has.
         revision: for a Hub data set: a commit, tag or branch; None for the latest commit, which is recorded.
         image_column, label_column: for tables that call these otherwise.
@@ -139,6 +140,6 @@ def table_benchmark(
                 raise DataError(f"{place} is prepared, its splits are fixed; leave train_classes and test_classes out")
             return load_prepared(Path(place))
         table = read_table(place, hub_split, revision, image_column, label_column)
-        return disjoint_splits(table.images, table.labels, table.class_names, train_classes, test_classes, table.origin)
+        return disjoint_splits(table, train_classes, test_classes)
 
     return Benchmark(name=name, title=fields.pop("title", name), load=load, **fields)

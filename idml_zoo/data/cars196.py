@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from idml_zoo.data.errors import DataError
+from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.lists import as_integers, find_folder, listed_split, read_mat
 from idml_zoo.data.split import Splits
 
@@ -21,9 +21,9 @@ def load_cars196(root: Path) -> Splits:
     """
     try:
         base = find_folder(root, _UNION)
-    except DataError as error:
+    except MissingDataError as error:
         if not _find(root, _TRAIN):
-            raise DataError(f"{error}; or put the devkit's {_TRAIN} and {_TEST} beside its images") from error
+            raise MissingDataError(f"{error}; or put the devkit's {_TRAIN} and {_TEST} beside its images") from error
         base, names, classes, titles = _devkit(root)
     else:
         content = read_mat(base / _UNION)

@@ -7,6 +7,10 @@ class DataError(ValueError):
     """Data that is missing, broken or not what it claims to be; the message says what, expected, and remedy."""
 
 
+class MissingDataError(DataError):
+    """Data that is not there at all."""
+
+
 class BrokenImageError(DataError):
     """An image that cannot be read or decoded.
 

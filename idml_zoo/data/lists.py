@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from idml_zoo.data.errors import DataError
+from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.split import Split
 
 
@@ -19,7 +19,8 @@ def find_folder(root: Path, marker: str, is_it: Callable[[Path], bool] = Path.is
     inside is what tells.
 
     Raises:
-        DataError: there is none, or there are several.
+        MissingDataError: there is none.
+        DataError: there are several.
     """
     patterns = (marker, f"*/{marker}", f"*/*/{marker}")
     for pattern in patterns:
@@ -28,7 +29,9 @@ def find_folder(root: Path, marker: str, is_it: Callable[[Path], bool] = Path.is
             raise DataError(f"several {marker} under {root.resolve()}: {', '.join(map(str, found))}; give one's folder")
         if found:
             return found[0].parent
-    raise DataError(f"no {marker} under {root.resolve()} (looked two folders deep); extract the official archive there")
+    raise MissingDataError(
+        f"no {marker} under {root.resolve()} (looked two folders deep); extract the official archive there"
+    )
 
 
 def read_rows(path: Path, columns: int) -> list[list[str]]:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from idml_zoo.data.errors import DataError
+from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.split import ImageSource, Split, Splits
 
+_ROLE = "split"  # the column that says which split a row is of
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
 class Table(NamedTuple):
-    """Images with labels, before they are split: N images, ``(N,)`` int64 labels, C names, and where it all is from."""
+    """Images with labels, before they are split.
+
+    Attributes:
+        images: N images.
+        labels: ``(N,)`` int64, contiguous from 0.
+        class_names: C names.
+        origin: where it all is from.
+        roles: ``(N,)`` of "train", "test", "query", "gallery", from the column ``split``; None where there is none.
+    """
 
     images: ImageSource
     labels: np.ndarray
     class_names: tuple[str, ...]
     origin: str
+    roles: np.ndarray | None = None
 
 
 def read_folder(root: Path) -> Table:
@@ -52,72 +63,81 @@ def read_parquet(files: Sequence[Path], image: str = "image", label: str = "labe
 
     for file in files:
         if not file.is_file():
-            raise DataError(f"no file {file}; give the folder that holds it as the data root")
+            raise MissingDataError(f"no file {file}; give the folder that holds it as the data root")
     listed = ", ".join(map(str, files))
     try:
-        table = pa.concat_tables([pq.read_table(f, columns=[image, label], memory_map=True) for f in files])
-        columns = table[image], table[label]
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise DataError(f"{listed}: not readable as Parquet with columns {image!r} and {label!r} ({error})") from error
-    return _columns(*columns, files[0].name, listed)
+        kept = [c for c in (image, label, _ROLE) if c in pq.read_schema(files[0]).names]
+        table = pa.concat_tables([pq.read_table(f, columns=kept, memory_map=True) for f in files])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{listed}: not readable as Parquet ({error}); get it again") from error
+    return _table(table, image, label, files[0].name, listed)
 
 
 def read_hub(name: str, split: str, revision: str | None, image: str = "image", label: str = "label") -> Table:
     """A data set of the Hub with an image and a label column, at one commit.
 
-    Without a revision the latest commit is looked up and used, so that its origin says which one it was.
+    The commit of the revision (without one: of the latest state) is looked up and used, and the origin records it.
     """
     import datasets
 
-    revision = revision or _latest_commit(name)
+    revision = _commit(name, revision) or revision
     if split == "all":
         parts = datasets.load_dataset(name, revision=revision)
         loaded = datasets.concatenate_datasets([parts[k] for k in parts])
     else:
         loaded = datasets.load_dataset(name, split=split, revision=revision)
-    missing = {image, label} - set(loaded.column_names)
-    if missing:
-        raise DataError(f"{name}: no column {' or '.join(sorted(missing))}; it has {', '.join(loaded.column_names)}")
-    table = loaded.cast_column(image, datasets.Image(decode=False)).with_format("arrow")[:]
-    names = tuple(getattr(loaded.features[label], "names", None) or ())
+    names = tuple(getattr(loaded.features.get(label), "names", None) or ())
+    if image in loaded.features:
+        loaded = loaded.cast_column(image, datasets.Image(decode=False))
     origin = f"hub:{name}" + (f"@{revision}" if revision else "")
-    return _columns(table[image], table[label], name, origin, names, local=True)
+    return _table(loaded.with_format("arrow")[:], image, label, name, origin, names, local=True)
 
 
-def _latest_commit(name: str) -> str | None:
-    """The commit of a data set's main branch; None where the Hub cannot be asked, and its cache must do."""
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that a revision stands for; None where the Hub cannot be asked, and its cache must do."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        return HfApi().dataset_info(name).sha
+        return HfApi().dataset_info(name, revision=revision).sha
     except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
         return None  # what load_dataset then says is the clearer message
 
 
-def _columns(
-    image: Any, label: Any, source: str, origin: str, names: tuple[str, ...] = (), local: bool = False
+def _table(
+    table: Any, image: str, label: str, source: str, origin: str, names: tuple[str, ...] = (), local: bool = False
 ) -> Table:
+    """From an Arrow table; ``names`` by label, ``local``: null bytes stand for files of this machine."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from idml_zoo.data.images import EncodedImages
 
-    if not pa.types.is_integer(label.type) or label.null_count:
-        raise DataError(f"{source}: column 'label' must hold integers without gaps, found {label.type}")
-    labels = label.to_numpy().astype(np.int64)
+    missing = {image, label} - set(table.column_names)
+    if missing:
+        raise DataError(f"{source}: no column {' or '.join(sorted(missing))}; it has {', '.join(table.column_names)}")
+    pictures, numbers = table[image], table[label]
+    if not pa.types.is_integer(numbers.type) or numbers.null_count:
+        raise DataError(f"{source}: column {label!r} must hold integers without gaps, found {numbers.type}")
+    labels = numbers.to_numpy().astype(np.int64)
+    if len(labels) and labels.min() < 0:
+        raise DataError(
+            f"{source}: column {label!r} has {labels.min()}, which marks images without a label; leave them out"
+        )
     paths: list[str | None] = [None] * len(labels)
-    if pa.types.is_struct(image.type):
-        if "path" in image.type.names:
-            paths = pc.struct_field(image, "path").to_pylist()
-        image = pc.struct_field(image, "bytes")
-    if not (pa.types.is_binary(image.type) or pa.types.is_large_binary(image.type) or pa.types.is_null(image.type)):
-        raise DataError(f"{source}: the image column must hold encoded images, found {image.type}")
+    if pa.types.is_struct(pictures.type):
+        if "path" in pictures.type.names:
+            paths = pc.struct_field(pictures, "path").to_pylist()
+        pictures = pc.struct_field(pictures, "bytes")
+    kind = pictures.type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)):
+        raise DataError(f"{source}: column {image!r} must hold encoded images, found {kind}")
     known = np.unique(labels)
     class_names = tuple(names[int(k)] if names else str(int(k)) for k in known)
     titles = [f"{p or 'image'} (row {i} of {source})" for i, p in enumerate(paths)]
-    images = EncodedImages(image, titles, paths if local else ())
-    return Table(images, np.searchsorted(known, labels), class_names, origin)
+    images = EncodedImages(pictures, titles, paths if local else ())
+    roles = np.array(table[_ROLE].to_pylist(), dtype=object) if _ROLE in table.column_names else None
+    return Table(images, np.searchsorted(known, labels), class_names, origin, roles)
 
 
 def class_range(text: str | Sequence[int], count: int) -> np.ndarray:
@@ -141,24 +161,26 @@ def class_range(text: str | Sequence[int], count: int) -> np.ndarray:
 
 
 def disjoint_splits(
-    images: ImageSource,
-    labels: np.ndarray,
-    class_names: tuple[str, ...],
+    table: Table,
     train_classes: str | Sequence[int] | None = None,
     test_classes: str | Sequence[int] | None = None,
-    origin: str = "",
 ) -> Splits:
-    """Two splits that share no class. Default: the first half of the classes trains, the rest tests (as for CUB).
+    """Two splits that share no class.
+
+    Default: what the table's column ``split`` says, if it makes class-disjoint splits of "train" and "test" (or "query"
+    and "gallery"); else the first half of the classes trains, and the rest tests (as for CUB).
 
     Raises:
         DataError: if the choices overlap or leave a split with fewer than two classes.
     """
-    count = len(class_names)
+    count = len(table.class_names)
     if count < 4:
         raise DataError(f"{count} classes cannot make two splits of at least two classes each; at least 4 are needed")
     train = None if train_classes is None else class_range(train_classes, count)
     test = None if test_classes is None else class_range(test_classes, count)
-    every_class = np.arange(count)
+    every_class, queries = np.arange(count), None
+    if train is None and test is None and (own := _own_classes(table)) is not None:
+        train, test, queries = own
     if train is None:
         train = every_class[: count // 2] if test is None else np.setdiff1d(every_class, test)
     if test is None:
@@ -166,12 +188,27 @@ def disjoint_splits(
     shared = np.intersect1d(train, test)
     if len(shared):
         raise DataError(
-            f"class {class_names[shared[0]]!r} ({shared[0]}) is in train and test; the splits must be class-disjoint"
+            f"class {table.class_names[shared[0]]!r} ({shared[0]}) is in train and test; the splits must be "
+            "class-disjoint"
         )
     if min(len(train), len(test)) < 2:
         raise DataError(f"train has {len(train)} classes and test {len(test)}; each needs at least two")
-    every = Split(images, labels, class_names)
-    return Splits(every.select_classes(train), every.select_classes(test), origin)
+    every = Split(table.images, table.labels, table.class_names)
+    training, testing = every.select_classes(train), every.select_classes(test)
+    if queries is not None:
+        testing = replace(testing, queries=queries[np.isin(table.labels, test)])
+    return Splits(training, testing, table.origin)
+
+
+def _own_classes(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+    """(train, test) classes and who is a query, by the table's own column; None where that shares classes."""
+    found = set() if table.roles is None else set(table.roles)
+    if table.roles is None or found not in ({"train", "test"}, {"train", "query", "gallery"}):
+        return None
+    train, test = (np.unique(table.labels[rows]) for rows in (table.roles == "train", table.roles != "train"))
+    if len(np.intersect1d(train, test)):
+        return None  # a table for classification
+    return train, test, table.roles == "query" if "query" in found else None
 
 
 def read_table(
@@ -198,4 +235,6 @@ def read_table(
         raise DataError(f"{path} is neither a folder of class folders nor a .parquet file")
     if str(source).count("/") == 1 and not str(source).startswith((".", "/")):
         return read_hub(str(source), hub_split, revision, image_column, label_column)
-    raise DataError(f"no folder or Parquet file {path}, and {str(source)!r} is not a Hub data set id (user/name)")
+    raise MissingDataError(
+        f"no folder or Parquet file {path}, and {str(source)!r} is not a Hub data set id (user/name)"
+    )
