@@ -81,6 +81,23 @@ def test_queries_and_extras_are_kept(tmp_path):
     assert after.extras["severity"].tolist() == test.extras["severity"].tolist()
 
 
+def test_a_prepared_copy_on_the_hub_comes_back_the_same(tmp_path):
+    """prepare → datasets → Parquet, as push_to_hub writes it → a table with a column ``split`` → the same splits."""
+    import datasets
+
+    splits = load_inshop(make_inshop(tmp_path / "inshop"))
+    folder, _ = prepare(Benchmark("shop", "Shop", lambda root: splits), splits, tmp_path, progress=False)
+    files = {k: str(folder / f"{k}-*.arrow") for k in ("train", "test")}
+    pushed = datasets.load_dataset("arrow", data_files=files, cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "pushed").mkdir()
+    for key, part in pushed.items():
+        part.to_parquet(tmp_path / "pushed" / f"{key}.parquet")
+    back = table_benchmark("shop", tmp_path / "pushed").splits()
+    assert back.test.queries.tolist() == splits.test.queries.tolist()
+    for one, two in ((splits.train, back.train), (splits.test, back.test)):
+        assert one.fingerprint() == two.fingerprint()
+
+
 def test_broken_images_are_all_named_and_nothing_is_written(tmp_path, mine):
     for name, content in (("class_0/1.png", b"<html>404</html>"), ("class_4/3.png", b"")):
         (tmp_path / "photos" / name).write_bytes(content)
