@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo.data.benchmark import MANIFEST, Benchmark, table_benchmark
+from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import DataError, MissingDataError
+from idml_zoo.data.folders import MANIFEST
 from idml_zoo.registry import benchmarks
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _state(record: Benchmark, root: str) -> str:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from idml_zoo.data.store import prepare
+    from idml_zoo.data.prepare import prepare
 
     record = _chosen(args)
     if record.embedded:

@@ -15,12 +15,14 @@ from conftest import ROOT, SHARED, make_folder, needs_shared
 from PIL import Image
 from test_official import make_inshop
 
-from idml_zoo.data.benchmark import MANIFEST, Benchmark, table_benchmark
+from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.check import check_splits
 from idml_zoo.data.errors import DataError
+from idml_zoo.data.folders import MANIFEST
 from idml_zoo.data.inshop import load_inshop
+from idml_zoo.data.prepare import prepare
 from idml_zoo.data.split import Split, Splits
-from idml_zoo.data.store import load_prepared, prepare
+from idml_zoo.data.store import load_prepared
 from idml_zoo.registry import benchmarks
 
 
@@ -61,10 +63,10 @@ def test_datasets_reads_it_and_other_processes_map_it(tmp_path, mine):
 
 
 def test_shards(tmp_path, mine, monkeypatch):
-    from idml_zoo.data import store
+    from idml_zoo.data import prepare as writing
 
-    monkeypatch.setattr(store, "SHARD_BYTES", 5000)
-    monkeypatch.setattr(store, "_ROWS", 2)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 5000)
+    monkeypatch.setattr(writing, "_ROWS", 2)
     before = mine.splits()
     folder, _ = prepare(mine, before, tmp_path, progress=False)
     assert len(list(folder.glob("train-*.arrow"))) > 2
@@ -187,7 +189,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, mine, monkeypatch):
 PREPARING = """
 import sys, time
 from idml_zoo.data.benchmark import table_benchmark
-from idml_zoo.data import store
+from idml_zoo.data import prepare as store
 root, slow = sys.argv[1], float(sys.argv[2])
 write = store._write
 def slowly(*arguments):

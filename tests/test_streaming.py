@@ -14,7 +14,7 @@ from PIL import Image
 
 from idml_zoo.data.benchmark import table_benchmark
 from idml_zoo.data.errors import DataError
-from idml_zoo.data.store import prepare
+from idml_zoo.data.prepare import prepare
 from idml_zoo.data.streaming import StreamDataset
 
 

@@ -130,7 +130,7 @@ def test_other_ways_of_loading_train_too(tmp_path, more):
 
 
 def test_training_from_a_stream_of_shards(tmp_path):
-    from idml_zoo.data.store import prepare
+    from idml_zoo.data.prepare import prepare
 
     record = idml_zoo.table_benchmark("mine", make_folder(tmp_path / "photos"))
     folder, _ = prepare(record, record.splits(), tmp_path, progress=False)

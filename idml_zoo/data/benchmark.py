@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idml_zoo.data.errors import DataError
+from idml_zoo.data.folders import MANIFEST, PREPARED
 
 if TYPE_CHECKING:
     from idml_zoo.data.download import Archive
     from idml_zoo.data.split import Splits
-
-PREPARED = "prepared"  # folder under the data root, with one folder for each prepared benchmark
-MANIFEST = "benchmark.json"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+PREPARED = "prepared"  # folder under the data root, with one folder for each prepared benchmark
+MANIFEST = "benchmark.json"  # written last: where it is, the copy is whole
+
 
 def cache_folder() -> Path:
     """``IDML_ZOO_CACHE``, else the user's cache folder (``XDG_CACHE_HOME``, ``~/.cache``) / idml_zoo."""

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idml_zoo.data.benchmark import MANIFEST
 from idml_zoo.data.errors import BrokenImageError, DataError
+from idml_zoo.data.folders import MANIFEST
 from idml_zoo.data.images import decode
 from idml_zoo.data.store import read_manifest
 from idml_zoo.data.table import class_range
