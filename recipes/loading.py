@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from config import Config, ConfigError
-from idml_zoo.data.sampler import PKSampler, ShuffleSampler
 from torch import Tensor
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.cache import cache_images
 from idml_zoo.data.images import ArrayImages, ImageDataset
+from idml_zoo.data.sampler import PKSampler, ShuffleSampler
 from idml_zoo.data.split import Split, Subset, class_folds, hold_out_classes
 from idml_zoo.data.streaming import StreamDataset
 from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms

@@ -109,9 +109,7 @@ def main() -> None:
             print(f"{name:<38} {found:6.0f} images/s  ({found / base:.1f}x)", flush=True)
         print(f"built once: {len(split)} images in {built:.1f} s, all cores")
         for name in ("decode, crop as tensor (cache=false)", "cache, kept exactly (default)"):
-            print(
-                f"private memory of two workers, after each of eight epochs, MiB: {memory(cases[name])}  ({name})"
-            )
+            print(f"private memory of two workers, after each of eight epochs, MiB: {memory(cases[name])}  ({name})")
 
 
 if __name__ == "__main__":
