@@ -27,6 +27,14 @@ def _semantic_embedding(vector: Tensor, uncertainty: Tensor) -> Embedding:
     return Embedding(semantic, uncertainty, torch.linalg.vector_norm(wide, dim=1))
 
 
+def _semantic_layer(in_features: int, embedding_dim: int) -> nn.Linear:
+    """Initialised as in the authors' code [C]: kaiming normal (fan out), bias 0."""
+    layer = nn.Linear(in_features, embedding_dim)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 @heads.register("semantic")
 class SemanticHead(nn.Module):
     """The baseline without uncertainty: ŝ = normalise(W_s f + b_s), u = 0.
@@ -34,15 +42,11 @@ class SemanticHead(nn.Module):
     Args:
         in_features: F, width of the backbone's pooled features.
         embedding_dim: D, width of the embedding.
-
-    Initialisation of the semantic layer as in the authors' code [C]: kaiming normal (fan out), bias 0.
     """
 
     def __init__(self, in_features: int, embedding_dim: int = 512) -> None:
         super().__init__()
-        self.semantic = nn.Linear(in_features, embedding_dim)
-        nn.init.kaiming_normal_(self.semantic.weight, mode="fan_out")
-        nn.init.zeros_(self.semantic.bias)
+        self.semantic = _semantic_layer(in_features, embedding_dim)
 
     def forward(self, features: Tensor) -> Embedding:
         """``(B, F)`` features to an Embedding of B images."""
@@ -80,10 +84,8 @@ class IDMLHead(nn.Module):
         if initial_level <= 0:
             raise ValueError(f"initial_level must be positive, got {initial_level}: at 0 the uncertainty never learns")
         self.uncertainty_input = uncertainty_input
-        self.semantic = nn.Linear(in_features, embedding_dim)
+        self.semantic = _semantic_layer(in_features, embedding_dim)
         self.uncertainty = nn.Linear(in_features, embedding_dim)
-        nn.init.kaiming_normal_(self.semantic.weight, mode="fan_out")
-        nn.init.zeros_(self.semantic.bias)
         nn.init.normal_(self.uncertainty.weight, std=initial_level / math.sqrt(embedding_dim))
         nn.init.zeros_(self.uncertainty.bias)
 
@@ -95,6 +97,74 @@ class IDMLHead(nn.Module):
             if self.uncertainty_input == "normalized":
                 features = F.layer_norm(features, features.shape[1:]) / math.sqrt(features.shape[1])
             return _semantic_embedding(vector, self.uncertainty(features))
+
+
+def _of_level(level: Tensor, dim: int) -> Tensor:
+    """``(B, D)`` uncertainty embeddings of ``(B,)`` levels, all in one direction, so that β adds levels up."""
+    return level[:, None].expand(-1, dim) / math.sqrt(dim)
+
+
+@heads.register("vmf")
+class VMFHead(nn.Module):
+    """ŝ with a learned concentration κ: a von Mises–Fisher distribution for each image; the level ‖u‖ is 1/κ.
+
+    After Kirchhof et al. (ECCV 2022) and Scott et al., "von Mises–Fisher Loss" (ICCV 2021); trained with
+    :class:`~idml_zoo.losses.VMFProxyLoss`. There κ is the norm of the embedding; here a layer of its own gives it, from
+    features without their norm, for the reason given at :class:`IDMLHead`.
+
+    Args:
+        in_features: F, width of the backbone's pooled features.
+        embedding_dim: D.
+        concentration: κ before training; None for D / 2. κ stays within a factor e⁴ of it.
+    """
+
+    def __init__(self, in_features: int, embedding_dim: int = 512, concentration: float | None = None) -> None:
+        super().__init__()
+        start = embedding_dim / 2 if concentration is None else concentration
+        if start <= 0:
+            raise ValueError(f"concentration must be positive, got {start}")
+        self.start = start
+        self.semantic = _semantic_layer(in_features, embedding_dim)
+        self.uncertainty = nn.Linear(in_features, 1)
+        nn.init.zeros_(self.uncertainty.weight)
+        nn.init.zeros_(self.uncertainty.bias)
+
+    def forward(self, features: Tensor) -> Embedding:
+        """``(B, F)`` features to an Embedding of B images."""
+        with _full_precision(features):
+            features = features.to(self.semantic.weight.dtype)
+            vector = self.semantic(features)
+            raw = self.uncertainty(F.layer_norm(features, features.shape[1:])).squeeze(1)
+            level = torch.exp(-4 * torch.tanh(raw / 4)) / self.start
+            return _semantic_embedding(vector, _of_level(level, vector.shape[1]))
+
+
+@heads.register("loss_prediction")
+class LossPredictionHead(nn.Module):
+    """ŝ, and a small network that predicts the image's own training loss; the level ‖u‖ is that prediction.
+
+    After Yoo and Kweon (CVPR 2019); trained with :class:`~idml_zoo.losses.LossPrediction`. It sees the features without
+    gradient and without their norm.
+
+    Args:
+        in_features: F, width of the backbone's pooled features.
+        embedding_dim: D.
+        hidden: width of the hidden layer.
+    """
+
+    def __init__(self, in_features: int, embedding_dim: int = 512, hidden: int = 256) -> None:
+        super().__init__()
+        self.semantic = _semantic_layer(in_features, embedding_dim)
+        self.uncertainty = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self, features: Tensor) -> Embedding:
+        """``(B, F)`` features to an Embedding of B images."""
+        with _full_precision(features):
+            features = features.to(self.semantic.weight.dtype)
+            vector = self.semantic(features)
+            seen = F.layer_norm(features.detach(), features.shape[1:])
+            level = F.softplus(self.uncertainty(seen).squeeze(1))
+            return _semantic_embedding(vector, _of_level(level, vector.shape[1]))
 
 
 @heads.register("features")

@@ -1,8 +1,15 @@
-"""The training variants on offer, never mixed under one name. No torch here."""
+"""The training variants on offer, never mixed under one name. No torch here.
+
+One table gives them all: the losses, each plain, plain with IDML's mixup (the control), introspective, and
+introspective without mixup; the authors' released form; and the other uncertainty heads. With a recipe of a benchmark,
+which holds what depends on the data, a variant makes a run:
+``recipes/train.py --config recipes/cub_resnet50.yaml variant=idml_proxy_nca``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from idml_zoo.registry import Registry
 
@@ -16,19 +23,43 @@ class Variant:
         similarity: what the loss sees: "cosine", "introspective" or "released".
         mixup: whether the three-term mixup loss is used.
         why: one line for people.
+        loss: name in the loss registry.
+        settings: keys of the recipe's configuration that the loss needs otherwise, where neither file nor command line
+            says them: batches of classes × images for losses over pairs.
     """
 
     head: str
     similarity: str
     mixup: bool
     why: str
+    loss: str = "proxy_anchor"
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 variants: Registry[Variant] = Registry("variant")
-variants.add("pa", Variant("semantic", "cosine", False, "Proxy Anchor: the baseline"))
-variants.add("pa_mixup", Variant("semantic", "cosine", True, "Proxy Anchor with IDML's mixup: the control"))
+
+# loss: (its plain row, its introspective row, title, settings)
+_LOSSES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "proxy_anchor": ("pa", "idml", "Proxy Anchor", {}),
+    "proxy_nca": ("proxy_nca", "idml_proxy_nca", "ProxyNCA", {}),
+}
+for _loss, (_plain, _ours, _title, _settings) in _LOSSES.items():
+    for _name, _variant in {
+        _plain: Variant("semantic", "cosine", False, f"{_title}: the baseline", _loss, _settings),
+        f"{_plain}_mixup": Variant(
+            "semantic", "cosine", True, f"{_title} with IDML's mixup: the control", _loss, _settings
+        ),
+        _ours: Variant(
+            "idml", "introspective", True, f"{_title} over the paper's metric, with mixup", _loss, _settings
+        ),
+        f"{_ours}_no_mixup": Variant(
+            "idml", "introspective", False, f"{_title} over the paper's metric, without mixup", _loss, _settings
+        ),
+    }.items():
+        variants.add(_name, _variant)
 variants.add("idml_released", Variant("idml", "released", True, "the authors' released code, exactly"))
+variants.add("vmf", Variant("vmf", "cosine", False, "a learned concentration for each image: vMF proxies", "vmf"))
 variants.add(
-    "idml", Variant("idml", "introspective", True, "the paper's metric with a learned uncertainty: the default")
+    "loss_prediction",
+    Variant("loss_prediction", "cosine", False, "Proxy Anchor; the level predicts the image's loss", "loss_prediction"),
 )
-variants.add("idml_no_mixup", Variant("idml", "introspective", False, "the paper's metric without mixup"))

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from idml_zoo.registry import nearest
+from idml_zoo.variants import variants
 
 QUICKSTART = Path(__file__).with_name("glyphs_quickstart.yaml")
 
@@ -30,7 +31,7 @@ class Config:
 
     # what
     benchmark: str = "cub"  # registered name; with `source`, the name for one's own images
-    variant: str = "idml"  # pa, pa_mixup, idml_released, idml, idml_no_mixup
+    variant: str = "idml"  # see `idml-zoo list --what variants`
     name: str = ""  # row of the leaderboard; default <variant>-<backbone>-<image size>px
     seed: int = 0
     # data
@@ -65,8 +66,7 @@ class Config:
     uncertainty_input: str = "normalized"  # normalized | features
     initial_level: float = 0.1  # expected ‖u‖ before training
     # loss
-    scale: float = 32.0
-    margin: float = 0.1
+    loss_options: dict[str, Any] = field(default_factory=dict)  # of the variant's loss: {margin: 0.1, scale: 32}
     tau: float = 5.0
     proxy_uncertainty: str = "learned"  # learned | zero
     # optimisation
@@ -111,7 +111,6 @@ class Config:
             "lr_step",
             "lr_gamma",
             "tau",
-            "scale",
             "log_every",
             "embedding_dim",
             "images_per_class",
@@ -202,4 +201,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
             given[key] = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
             raise ConfigError(f"{item}: the value is not YAML ({error})") from error
-    return Config(**(values | build(given, "command line")))
+    values |= build(given, "command line")
+    name = values.get("variant", Config.variant)
+    if name in variants:  # an unknown one is refused where it is used, with the nearest names
+        values = variants[name].settings | values
+    return Config(**values)

@@ -38,7 +38,7 @@ from idml_zoo.distributed import gather
 from idml_zoo.evaluation.protocol import code_state, evaluate, save_result
 from idml_zoo.hub import WEIGHTS, save_pretrained, sha256_of
 from idml_zoo.leaderboard import build_leaderboard, summary
-from idml_zoo.losses import ProxyAnchor, mixup
+from idml_zoo.losses import create_criterion, mixup
 from idml_zoo.model import IDMLModel
 from idml_zoo.results import Result, write_text
 from idml_zoo.types import Embedding
@@ -74,15 +74,17 @@ def build_model(config: Config, benchmark: Benchmark, variant: Variant) -> IDMLM
     return model
 
 
-def parameter_groups(config: Config, model: IDMLModel, criterion: ProxyAnchor) -> list[dict[str, Any]]:
+def parameter_groups(config: Config, model: IDMLModel, criterion: nn.Module) -> list[dict[str, Any]]:
     """Backbone and semantic head at lr; uncertainty at its multiple; proxies at theirs (100 in the authors' code)."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         is_uncertainty = name.startswith("head.uncertainty")
         groups.setdefault(config.uncertainty_lr_multiplier if is_uncertainty else 1.0, []).append(parameter)
-    groups.setdefault(config.proxy_lr_multiplier, []).append(criterion.proxies)
-    if criterion.uncertainty is not None:  # never at the proxies' pace: β would explode within a few steps
-        groups.setdefault(config.uncertainty_lr_multiplier, []).append(criterion.uncertainty)
+    for name, parameter in criterion.named_parameters():
+        # the proxies' uncertainty never at the proxies' pace: β would explode within a few steps
+        is_proxy = name.endswith("proxies")
+        multiple = config.proxy_lr_multiplier if is_proxy else config.uncertainty_lr_multiplier
+        groups.setdefault(multiple, []).append(parameter)
     return [{"params": p, "lr": config.lr * multiple} for multiple, p in groups.items()]
 
 
@@ -119,8 +121,8 @@ def step_loss(
     both = model(torch.cat([images, mixed.images]))
     clean, everyone = gather(both[: len(images)], labels)
     blended, partners = gather(both[len(images) :], labels[mixed.permutation])
-    terms = criterion(clean, everyone), criterion(blended, everyone), criterion(blended, partners)
-    return mixed.loss(*terms), clean, everyone
+    # L(x, y) + λ·L(x̃, y) + (1−λ)·L(x̃, y_π) [C]: the weights sum to 2
+    return criterion(clean, everyone) + criterion(blended, everyone, partners, mixed.weight), clean, everyone
 
 
 def run(config: Config) -> list[Result]:
@@ -147,14 +149,14 @@ def run(config: Config) -> list[Result]:
     name = config.name or f"{config.variant}-{config.backbone.split('.')[0]}-{model.transform.image_size}px"
     name += "-validation" if config.evaluate_on == "validation" else ""
     loading = build_loading(config, train, model.transform, workers, accelerator.process_index, world, main)
-    criterion = ProxyAnchor(
+    criterion = create_criterion(
+        variant.loss,
         loading.num_classes,
         config.embedding_dim,
         variant.similarity,
-        config.scale,
-        config.margin,
-        config.tau,
-        config.proxy_uncertainty,
+        tau=config.tau,
+        proxy_uncertainty=config.proxy_uncertainty,
+        **config.loss_options,
     )
     optimizer: Any = torch.optim.AdamW(parameter_groups(config, model, criterion), weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, config.lr_step, config.lr_gamma)
@@ -261,13 +263,24 @@ def run(config: Config) -> list[Result]:
     return finished
 
 
+def list_recipes() -> None:
+    """Every configuration beside this file with every variant, one command a line."""
+    for path in sorted(QUICKSTART.parent.glob("*.yaml")):
+        for name in variants:
+            print(f"accelerate launch recipes/train.py --config recipes/{path.name} variant={name}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", default=str(QUICKSTART), help="YAML file with keys of recipes/config.py")
+    parser.add_argument("--list", action="store_true", help="print the command of every recipe × variant, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key")
     given = parser.parse_args(arguments)
+    if given.list:
+        list_recipes()
+        return 0
     try:
         config = load_config(given.config, given.overrides)
         finished = run(config)

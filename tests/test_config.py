@@ -1,8 +1,11 @@
+import inspect
+
 import pytest
 import yaml
 from config import QUICKSTART, Config, ConfigError, load_config
 from conftest import ROOT
 
+from idml_zoo.losses import proxy_anchor
 from idml_zoo.registry import benchmarks
 from idml_zoo.variants import variants
 
@@ -26,7 +29,9 @@ def test_the_authors_settings_are_in_their_recipes():
         c = load_config(ROOT / "recipes" / f"{name}_resnet50.yaml")
         assert (c.lr, c.lr_step, c.lr_gamma) == (lr, step, gamma)
         assert (c.batch_size, c.epochs, c.warmup_epochs, c.weight_decay) == (120, 60, 5, 1e-4)
-        assert (c.proxy_lr_multiplier, c.clip_value, c.embedding_dim, c.scale, c.margin) == (100, 10, 512, 32, 0.1)
+        assert (c.proxy_lr_multiplier, c.clip_value, c.embedding_dim, c.loss_options) == (100, 10, 512, {})
+    settings = inspect.signature(proxy_anchor).parameters
+    assert (settings["scale"].default, settings["margin"].default) == (32, 0.1)
 
 
 def test_overrides_are_typed():

@@ -414,6 +414,8 @@ def test_a_folder_that_cannot_be_made(site, tmp_path):
 
 def start(archive: Archive, folder: Path, before: str = "") -> subprocess.Popen[str]:
     """Another process that fetches."""
+    # a process started in the background of a shell has Ctrl-C switched off, and its children inherit that
+    before = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{before}"
     code = f"{before}\nfrom idml_zoo.data.download import *\nfetch({archive!r}, {str(folder)!r}, progress=False)"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

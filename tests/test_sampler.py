@@ -271,10 +271,12 @@ def test_a_refused_epoch_changes_nothing():
 TWO_PROCESSES = """
 import json, os, pathlib, sys
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 from idml_zoo.data.sampler import PKSampler, ShuffleSampler
 
-accelerator = Accelerator(cpu=True)
+even = DataLoaderConfiguration(even_batches=False)  # older versions of accelerate ask for it, without a batch_size
+accelerator = Accelerator(cpu=True, dataloader_config=even)
 ranks, rank = accelerator.num_processes, accelerator.process_index
 made = {
     "shuffle": lambda **r: ShuffleSampler(50, 12, num_replicas=ranks, **r),

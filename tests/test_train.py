@@ -14,7 +14,7 @@ from conftest import ROOT, make_folder
 from safetensors.torch import load_file
 
 import idml_zoo
-from idml_zoo.losses import ProxyAnchor
+from idml_zoo.losses import ProxyLoss
 from idml_zoo.results import read_results
 
 TINY = [
@@ -168,7 +168,7 @@ def test_parameter_groups_follow_the_recipe():
         ROOT / "recipes" / "cub_resnet50.yaml", [*TINY, "warmup_epochs=0", "uncertainty_lr_multiplier=3"]
     )
     model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=16)
-    criterion = ProxyAnchor(4, 16)
+    criterion = ProxyLoss(4, 16)
     rates = {id(p): g["lr"] for g in train.parameter_groups(config, model, criterion) for p in g["params"]}
     assert len(rates) == len(list(model.parameters())) + 2
     assert rates[id(criterion.proxies)] == pytest.approx(0.1)
@@ -187,13 +187,13 @@ def test_frozen_batchnorm_keeps_its_statistics_and_trains_its_affine_parameters(
 
 def test_a_loss_that_is_not_finite_stops_with_the_reason_and_keeps_the_last_model(tmp_path, monkeypatch, capsys):
     calls = []
-    real = ProxyAnchor.forward
+    real = ProxyLoss.forward
 
-    def poisoned(self, embedding, labels):
+    def poisoned(self, embedding, labels, *mixed):
         calls.append(1)
-        return real(self, embedding, labels) * (float("nan") if len(calls) == 2 else 1.0)
+        return real(self, embedding, labels, *mixed) * (float("nan") if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(ProxyAnchor, "forward", poisoned)
+    monkeypatch.setattr(ProxyLoss, "forward", poisoned)
     assert train.main(tiny(tmp_path, "variant=pa")) == 1
     err = capsys.readouterr().err
     assert "TrainingError: the loss is nan at step 2 (epoch 2); lower lr (now 0.001)" in err
@@ -243,10 +243,10 @@ import json, os, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from idml_zoo.distributed import gather
 from idml_zoo.heads import IDMLHead
-from idml_zoo.losses import ProxyAnchor
+from idml_zoo.losses import ProxyLoss
 
 torch.manual_seed(0)
-head, loss = IDMLHead(12, 8).double(), ProxyAnchor(5, 8).double()
+head, loss = IDMLHead(12, 8).double(), ProxyLoss(5, 8).double()
 features, labels = torch.randn(12, 12, dtype=torch.float64), torch.randint(0, 5, (12,))
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()

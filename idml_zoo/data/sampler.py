@@ -9,9 +9,9 @@ Ranks get their parts in one of two ways, and never in both, which would share o
 - ``rank=r``: iteration gives rank r's part of every batch. The loader must NOT go through ``accelerator.prepare``.
 - ``rank=None``: iteration gives every rank's part in turn (batch 0 rank 0, batch 0 rank 1, ..., batch 1 rank 0, ...),
   which ``accelerator.prepare(loader)`` deals out to as many processes as ``num_replicas`` says (``BatchSamplerShard``
-  with its default split_batches=False). Call ``set_epoch`` on the sampler itself: with several processes accelerate
-  does not pass it on. With one process it does, at every iteration, from its own count of epochs and without ``start``:
-  there, use rank=0 and an unprepared loader.
+  with its default split_batches=False; older versions ask for even_batches=False too). Call ``set_epoch`` on the
+  sampler itself: with several processes accelerate does not pass it on. With one process it does, at every iteration,
+  from its own count of epochs and without ``start``: there, use rank=0 and an unprepared loader.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from idml_zoo.evaluation.clustering import cluster_metrics, kmeans_settings
 from idml_zoo.evaluation.embed import default_device, embed
 from idml_zoo.evaluation.knn import search
 from idml_zoo.evaluation.retrieval import as_labels, per_query_metrics, positives
-from idml_zoo.evaluation.uncertainty import auroc, spearman
+from idml_zoo.evaluation.uncertainty import aurc, auroc, spearman
 from idml_zoo.model import IDMLModel
 from idml_zoo.registry import benchmarks
 from idml_zoo.results import ModelInfo, Protocol, Provenance, Result
@@ -87,6 +87,7 @@ def measure(
     uncertainty = {n: s.float().cpu().numpy() for n, s in scores.items()}
     for name, score in uncertainty.items():
         metrics[f"auroc_{name}"] = auroc(score[counted], ~top1[counted])
+        metrics[f"aurc_{name}"] = aurc(score[counted], ~top1[counted])
     if severity is not None:
         metrics["spearman_severity"] = spearman(uncertainty["level"], severity[asking])
     per_query = {"top1": top1, "r_precision": values["r_precision"], "map@r": values["map@r"]}
@@ -112,8 +113,8 @@ def evaluate_embeddings(
     Returns:
         Fractions in [0, 1]: ``recall@K``, ``r_precision``, ``map@r``; ``nmi``, ``ami``, ``f1`` with ``*_std`` over the
         cluster seeds; ``auroc_level``, ``auroc_top1_similarity`` and ``auroc_semantic_norm``: how well the uncertainty
-        level, and the free baselines minus top-1 similarity and minus semantic norm, tell a wrong top-1 (None where
-        not defined).
+        level, and the free baselines minus top-1 similarity and minus semantic norm, tell a wrong top-1; ``aurc_*``:
+        the area under the risk–coverage curve of the same (lower is better). None where not defined.
 
     Raises:
         ValueError: counts that disagree, one class only, no positive for any query, NaN or inf.

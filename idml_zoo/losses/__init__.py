@@ -1,6 +1,19 @@
-"""Losses over a pairwise similarity matrix, and mixup. Importing this registers them."""
+"""Losses over pairwise matrices, and mixup. Importing this registers them."""
 
+from idml_zoo.losses.criteria import LossSpec, create_criterion
 from idml_zoo.losses.mixup import Mixup, mixup
-from idml_zoo.losses.proxies import ProxyAnchor, proxy_anchor
+from idml_zoo.losses.probabilistic import LossPrediction, VMFProxyLoss, log_vmf_normalizer
+from idml_zoo.losses.proxies import ProxyLoss, proxy_anchor, proxy_nca
 
-__all__ = ["Mixup", "ProxyAnchor", "mixup", "proxy_anchor"]
+__all__ = [
+    "LossPrediction",
+    "LossSpec",
+    "Mixup",
+    "ProxyLoss",
+    "VMFProxyLoss",
+    "create_criterion",
+    "log_vmf_normalizer",
+    "mixup",
+    "proxy_anchor",
+    "proxy_nca",
+]

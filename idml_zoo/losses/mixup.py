@@ -1,4 +1,4 @@
-"""Mixup at the level of images, with the three-term loss of the authors' code [C]."""
+"""Mixup at the level of images; with it the loss is L(x, y) + λ·L(x̃, y) + (1−λ)·L(x̃, y_π) [C]."""
 
 from __future__ import annotations
 
@@ -21,10 +21,6 @@ class Mixup:
     images: Tensor
     permutation: Tensor
     weight: float
-
-    def loss(self, clean: Tensor, mixed: Tensor, mixed_permuted: Tensor) -> Tensor:
-        """L(x, y) + λ·L(x̃, y) + (1−λ)·L(x̃, y_π) [C]: the weights sum to 2."""
-        return clean + self.weight * mixed + (1 - self.weight) * mixed_permuted
 
 
 def mixup(images: Tensor, generator: torch.Generator | None = None) -> Mixup:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idml_zoo.registry import losses, unknown_name
+from idml_zoo.losses.common import checked_settings, over_labels
+from idml_zoo.registry import unknown_name
 from idml_zoo.similarity import (
     TAU,
     cosine,
+    introspective_distance,
     introspective_factor,
     introspective_similarity,
     released_factor,
@@ -49,18 +53,43 @@ def proxy_anchor(similarity: Tensor, labels: Tensor, scale: float = 32.0, margin
     return F.softplus(pull).sum() / positive.any(0).sum() + F.softplus(push).mean()
 
 
-@losses.register("proxy_anchor")
-class ProxyAnchor(nn.Module):
-    """Proxy Anchor with a similarity of one's choice.
+def proxy_nca(squared_distance: Tensor, labels: Tensor, scale: float = 32.0) -> Tensor:
+    """ProxyNCA (Movshovitz-Attias et al., ICCV 2017), with the own proxy in the denominator as in ProxyNCA++ and PML.
+
+        L = −1/B Σ_x log( e^{−σ d²(x, p_y)} / Σ_p e^{−σ d²(x, p)} )
+
+    Args:
+        squared_distance: ``(B, C)`` d² of B images and C proxies.
+        labels: ``(B,)`` int64 in [0, C).
+        scale: σ > 0, the softmax scale.
+
+    Returns:
+        The loss, a scalar ≥ 0.
+
+    Raises:
+        ValueError: if the shapes disagree.
+    """
+    if squared_distance.ndim != 2 or labels.shape != squared_distance.shape[:1]:
+        raise ValueError(f"expected (B, C) and (B,), got {tuple(squared_distance.shape)} and {tuple(labels.shape)}")
+    return F.cross_entropy(-scale * squared_distance, labels)
+
+
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"proxy_anchor": proxy_anchor, "proxy_nca": proxy_nca}
+
+
+class ProxyLoss(nn.Module):
+    """A loss against one learned proxy for each class, with a similarity of one's choice.
 
     Args:
         num_classes: C, at least 2.
         embedding_dim: D.
         similarity: "cosine" (plain), "introspective" (section 2 of the method, proxies normalised and given an
-            uncertainty embedding of their own) or "released" (the authors' code: proxies not normalised).
-        scale, margin: α and δ of :func:`proxy_anchor`.
+            uncertainty embedding of their own) or "released" (the authors' code: proxies not normalised; for
+            "proxy_anchor" only).
+        loss: "proxy_anchor" over the similarity S, or "proxy_nca" over the squared distance D².
         tau: temperature of the introspective metric.
-        proxy_uncertainty: "learned" (default) or "zero"; only "introspective" uses it.
+        proxy_uncertainty: "learned" or "zero"; only "introspective" uses it.
+        settings: of :func:`proxy_anchor` (scale, margin) or :func:`proxy_nca` (scale).
 
     Initialisation of the proxies as in Proxy Anchor's code: kaiming normal, fan out, so ‖p‖ ≈ √(2D/C). The proxies'
     uncertainty starts at 0, so that at first the pair's level β is the image's.
@@ -71,19 +100,24 @@ class ProxyAnchor(nn.Module):
         num_classes: int,
         embedding_dim: int,
         similarity: str = "introspective",
-        scale: float = 32.0,
-        margin: float = 0.1,
+        loss: str = "proxy_anchor",
         tau: float = TAU,
         proxy_uncertainty: str = "learned",
+        **settings: float,
     ) -> None:
         super().__init__()
+        if loss not in _FUNCTIONS:
+            raise unknown_name("proxy loss", loss, _FUNCTIONS)
         if similarity not in SIMILARITIES:
             raise unknown_name("similarity for proxies", similarity, SIMILARITIES)
+        if similarity == "released" and loss != "proxy_anchor":
+            raise ValueError(f"only Proxy Anchor was released; {loss} takes cosine or introspective")
         if proxy_uncertainty not in ("learned", "zero"):
             raise ValueError(f"proxy_uncertainty must be 'learned' or 'zero', got {proxy_uncertainty!r}")
         if num_classes < 2:
-            raise ValueError(f"Proxy Anchor needs at least 2 classes to tell apart, got {num_classes}")
-        self.similarity, self.scale, self.margin, self.tau = similarity, scale, margin, tau
+            raise ValueError(f"{loss} needs at least 2 classes to tell apart, got {num_classes}")
+        self.loss, self.similarity, self.tau = loss, similarity, tau
+        self.settings = checked_settings(loss, _FUNCTIONS[loss], settings)
         self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
         self.uncertainty: nn.Parameter | None = None
@@ -95,16 +129,27 @@ class ProxyAnchor(nn.Module):
         return Embedding(semantic, torch.zeros_like(semantic) if self.uncertainty is None else self.uncertainty)
 
     def matrix(self, embedding: Embedding) -> Tensor:
-        """``(B, C)`` similarity of the images to the proxies, full precision."""
+        """``(B, C)`` similarity of the images to the proxies (for ProxyNCA: D²), full precision."""
         if self.similarity == "released":
             return released_similarity(embedding.semantic, self.proxies, embedding.uncertainty)
-        if self.similarity == "introspective":
-            return introspective_similarity(embedding, self._proxy_embedding(), self.tau)
-        return cosine(embedding, self._proxy_embedding())
+        plain = self.similarity == "cosine"
+        if self.loss == "proxy_nca":
+            if plain:
+                return 2 - 2 * cosine(embedding, self._proxy_embedding())
+            return introspective_distance(embedding, self._proxy_embedding(), self.tau).square()
+        if plain:
+            return cosine(embedding, self._proxy_embedding())
+        return introspective_similarity(embedding, self._proxy_embedding(), self.tau)
 
-    def forward(self, embedding: Embedding, labels: Tensor) -> Tensor:
-        """The loss of B images with ``(B,)`` int64 labels, a scalar."""
-        return proxy_anchor(self.matrix(embedding), labels, self.scale, self.margin)
+    def forward(
+        self, embedding: Embedding, labels: Tensor, partners: Tensor | None = None, weight: float = 1.0
+    ) -> Tensor:
+        """The loss of B images with ``(B,)`` int64 labels, a scalar.
+
+        With ``partners``, the other labels of mixed images: weight·L(labels) + (1−weight)·L(partners), over one matrix.
+        """
+        matrix = self.matrix(embedding)
+        return over_labels(lambda y: _FUNCTIONS[self.loss](matrix, y, **self.settings), labels, partners, weight)
 
     @torch.no_grad()
     def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,27 @@
+"""What the loss modules share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from idml_zoo.registry import unknown_name
+
+
+def over_labels(loss: Callable[[Tensor], Tensor], labels: Tensor, partners: Tensor | None, weight: float) -> Tensor:
+    """loss(labels), or weight·loss(labels) + (1−weight)·loss(partners): the mixed terms of the authors' mixup [C]."""
+    if partners is None:
+        return loss(labels)
+    return weight * loss(labels) + (1 - weight) * loss(partners)
+
+
+def checked_settings(name: str, function: Callable[..., Tensor], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings themselves; an error with the nearest names where the loss does not take one."""
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty]
+    for key in settings:
+        if key not in known:
+            raise unknown_name(f"setting of {name}", key, known)
+    return settings
