@@ -127,7 +127,7 @@ class LossPrediction(nn.Module):
     def own_loss(self, embedding: Embedding, labels: Tensor) -> Tensor:
         """``(B,)`` log(1 + cross entropy) of each image, without gradient."""
         with torch.no_grad():
-            logits = self.scale * cosine(embedding, self.base._proxy_embedding())
+            logits = self.scale * cosine(embedding, self.base._proxies())
             return torch.log1p(F.cross_entropy(logits, labels, reduction="none"))
 
     def forward(

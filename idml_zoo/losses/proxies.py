@@ -124,9 +124,10 @@ class ProxyLoss(nn.Module):
         if similarity == "introspective" and proxy_uncertainty == "learned":
             self.uncertainty = nn.Parameter(torch.zeros(num_classes, embedding_dim))
 
-    def _proxy_embedding(self) -> Embedding:
+    def _proxies(self) -> Embedding | Tensor:
+        """The proxies as images: unit vectors, with their uncertainty where they have one."""
         semantic = F.normalize(self.proxies)
-        return Embedding(semantic, torch.zeros_like(semantic) if self.uncertainty is None else self.uncertainty)
+        return semantic if self.uncertainty is None else Embedding(semantic, self.uncertainty)
 
     def matrix(self, embedding: Embedding) -> Tensor:
         """``(B, C)`` similarity of the images to the proxies (for ProxyNCA: D²), full precision."""
@@ -135,11 +136,11 @@ class ProxyLoss(nn.Module):
         plain = self.similarity == "cosine"
         if self.loss == "proxy_nca":
             if plain:
-                return 2 - 2 * cosine(embedding, self._proxy_embedding())
-            return introspective_distance(embedding, self._proxy_embedding(), self.tau).square()
+                return 2 - 2 * cosine(embedding, self._proxies())
+            return introspective_distance(embedding, self._proxies(), self.tau).square()
         if plain:
-            return cosine(embedding, self._proxy_embedding())
-        return introspective_similarity(embedding, self._proxy_embedding(), self.tau)
+            return cosine(embedding, self._proxies())
+        return introspective_similarity(embedding, self._proxies(), self.tau)
 
     def forward(
         self, embedding: Embedding, labels: Tensor, partners: Tensor | None = None, weight: float = 1.0
@@ -161,7 +162,7 @@ class ProxyLoss(nn.Module):
         if self.similarity == "released":
             factor = released_factor(embedding.semantic, self.proxies, embedding.uncertainty)
         elif self.similarity == "introspective":
-            factor = introspective_factor(embedding, self._proxy_embedding(), self.tau)
+            factor = introspective_factor(embedding, self._proxies(), self.tau)
         else:
             factor = torch.ones(len(embedding), len(self.proxies), device=embedding.device)
         own = factor.gather(1, labels[:, None]).mean()
