@@ -1,9 +1,9 @@
 """The training variants on offer, never mixed under one name. No torch here.
 
-One table gives them all: the losses, each plain, plain with IDML's mixup (the control), introspective, and
+One table gives them all: seven losses, each plain, plain with IDML's mixup (the control), introspective, and
 introspective without mixup; the authors' released form; and the other uncertainty heads. With a recipe of a benchmark,
 which holds what depends on the data, a variant makes a run:
-``recipes/train.py --config recipes/cub_resnet50.yaml variant=idml_proxy_nca``.
+``recipes/train.py --config recipes/cub_resnet50.yaml variant=idml_triplet``.
 """
 
 from __future__ import annotations
@@ -38,10 +38,16 @@ class Variant:
 
 variants: Registry[Variant] = Registry("variant")
 
+_PAIRS: dict[str, Any] = {"sampler": "pk", "images_per_class": 4}
 # loss: (its plain row, its introspective row, title, settings)
 _LOSSES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "proxy_anchor": ("pa", "idml", "Proxy Anchor", {}),
     "proxy_nca": ("proxy_nca", "idml_proxy_nca", "ProxyNCA", {}),
+    "contrastive": ("contrastive", "idml_contrastive", "Contrastive", _PAIRS),
+    "triplet": ("triplet", "idml_triplet", "Triplet, semi-hard", _PAIRS),
+    "margin": ("margin", "idml_margin", "Margin, distance-weighted sampling", _PAIRS),
+    "fastap": ("fastap", "idml_fastap", "FastAP", _PAIRS),
+    "multi_similarity": ("multi_similarity", "idml_multi_similarity", "Multi-Similarity", _PAIRS),
 }
 for _loss, (_plain, _ours, _title, _settings) in _LOSSES.items():
     for _name, _variant in {

@@ -91,3 +91,13 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path):
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert load_config(tmp_path / "config.yaml") == config
     assert set(yaml.safe_load(config.to_yaml())) == set(Config.__dataclass_fields__)
+
+
+def test_a_variant_brings_the_batches_its_loss_needs_unless_one_says_otherwise(tmp_path):
+    assert load_config(QUICKSTART).sampler == "shuffle"
+    config = load_config(QUICKSTART, ["variant=idml_triplet"])
+    assert (config.sampler, config.images_per_class) == ("pk", 4)
+    assert load_config(QUICKSTART, ["variant=idml_triplet", "sampler=shuffle"]).sampler == "shuffle"
+    (tmp_path / "a.yaml").write_text("variant: margin\nimages_per_class: 2\n")
+    assert load_config(tmp_path / "a.yaml").images_per_class == 2
+    assert load_config(QUICKSTART, ["loss_options={margin: 0.2}"]).loss_options == {"margin": 0.2}

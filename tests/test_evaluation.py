@@ -12,7 +12,7 @@ from idml_zoo.evaluation.clustering import cluster_metrics, kmeans, pairwise_f1
 from idml_zoo.evaluation.knn import has_faiss, search
 from idml_zoo.evaluation.protocol import measure
 from idml_zoo.evaluation.retrieval import per_query_metrics, retrieval_metrics
-from idml_zoo.evaluation.uncertainty import auroc, spearman
+from idml_zoo.evaluation.uncertainty import aurc, auroc, spearman
 from idml_zoo.registry import UnknownNameError
 from idml_zoo.types import Embedding
 
@@ -268,3 +268,22 @@ def test_a_benchmark_with_queries_is_measured_as_one(tmp_path):
     assert result.queries == 3
     assert result.protocol.self_removal == "queries are not in the gallery"
     assert {"recall@1", "recall@2"} <= set(result.metrics)
+
+
+def slow_aurc(score, wrong):
+    """The expectation over orders of equal scores, by trying very many of them."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(3000):
+        order = np.lexsort([rng.random(len(score)), score])
+        found.append(np.mean(np.cumsum(wrong[order]) / np.arange(1, len(score) + 1)))
+    return np.mean(found)
+
+
+def test_aurc():
+    wrong = np.array([0, 0, 1, 0, 1, 1], bool)
+    score = np.arange(6.0)
+    assert aurc(score, wrong) == pytest.approx(np.mean([0, 0, 1 / 3, 1 / 4, 2 / 5, 3 / 6]))
+    assert aurc(score, wrong) < aurc(-score, wrong)
+    tied = np.array([0.0, 1, 1, 1, 2, 2])
+    assert aurc(tied, wrong) == pytest.approx(slow_aurc(tied, wrong), abs=2e-3)
+    assert aurc(np.zeros(6), wrong) is None and aurc(np.array([]), np.array([], bool)) is None

@@ -124,3 +124,40 @@ def test_factor_lies_between_0_and_1_and_bad_tau_is_refused():
     assert bool((factor >= 0).all()) and bool((factor <= 1).all())
     with pytest.raises(ValueError, match="tau must be positive, got 0"):
         introspective_distance(a, a, tau=0)
+
+
+@pytest.mark.parametrize("function", [introspective_distance, introspective_similarity])
+@pytest.mark.parametrize("certain", [False, True])
+def test_closed_form_gradients_equal_autograd_and_certain_images_need_no_uncertainty(function, certain):
+    """Against the definition written with plain torch operations, in float64."""
+
+    def definition(s, u, t, v, tau):
+        c = s @ t.T
+        alpha = (2 - 2 * c).sqrt()
+        beta = (u[:, None] + v[None]).norm(dim=2)
+        factor = torch.exp(-beta / (tau * alpha))
+        return alpha * factor if function is introspective_distance else 1 - (1 - c) * factor
+
+    a, b, tau = make_embedding(5, level=2.0), make_embedding(6, level=2.0, seed=1), 1.7
+    weights = torch.randn(5, 6, dtype=torch.float64)
+    gradients = []
+    for ours in (True, False):
+        s, u, t = (x.clone().requires_grad_() for x in (a.semantic, a.uncertainty, b.semantic))
+        v = (torch.zeros_like(b.uncertainty) if certain else b.uncertainty.clone()).requires_grad_(not certain)
+        if ours:
+            other = t if certain else Embedding(t, v)
+            value = function(Embedding(s, u), other, tau)
+        else:
+            value = definition(s, u, t, v, tau)
+        (value * weights).sum().backward()
+        gradients.append([value.detach(), *(x.grad for x in (s, u, t, v) if x.grad is not None)])
+    assert len(gradients[0]) == len(gradients[1]) == (4 if certain else 5)
+    for mine, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-10)
+
+
+def test_an_image_pulls_not_at_itself():
+    """α at its floor: the distance to oneself has no gradient, where autograd's slope would be ten thousand."""
+    s = make_embedding(3).semantic.clone().requires_grad_()
+    introspective_distance(Embedding(s, torch.zeros_like(s)), s).diagonal().sum().backward()
+    assert s.grad.abs().max() == 0

@@ -1,6 +1,6 @@
 """Losses over pairwise matrices, and mixup. Importing this registers them."""
 
-from idml_zoo.losses.criteria import LossSpec, create_criterion
+from idml_zoo.losses.criteria import LossSpec, PairLoss, create_criterion
 from idml_zoo.losses.mixup import Mixup, mixup
 from idml_zoo.losses.probabilistic import LossPrediction, VMFProxyLoss, log_vmf_normalizer
 from idml_zoo.losses.proxies import ProxyLoss, proxy_anchor, proxy_nca
@@ -9,6 +9,7 @@ __all__ = [
     "LossPrediction",
     "LossSpec",
     "Mixup",
+    "PairLoss",
     "ProxyLoss",
     "VMFProxyLoss",
     "create_criterion",

@@ -1,4 +1,7 @@
-"""The table of losses, and the modules that put a similarity and a loss together."""
+"""The table of losses, and the modules that put a similarity and a loss together.
+
+The three-term mixup asks of a loss only that it is a function of the batch and its labels, so every one admits it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from idml_zoo.losses import pairs
+from idml_zoo.losses.common import checked_settings, over_labels
 from idml_zoo.losses.probabilistic import LossPrediction, VMFProxyLoss
 from idml_zoo.losses.proxies import ProxyLoss
 from idml_zoo.registry import losses, unknown_name
-from idml_zoo.similarity import TAU
+from idml_zoo.similarity import (
+    TAU,
+    cosine,
+    introspective_distance,
+    introspective_factor,
+    introspective_similarity,
+)
+from idml_zoo.types import Embedding
 
 PAIR_SIMILARITIES = ("cosine", "introspective")
 
@@ -25,7 +38,6 @@ class LossSpec:
         matrix: what it is a function of: "similarity", "distance" or "squared" (distance).
         proxies: whether it compares with learned proxies, instead of the batch with itself.
         similarities: what it can be combined with.
-        mixup: whether the three-term mixup makes sense for it: a function of the batch's labels, whoever draws what.
         function: for losses over pairs, ``function(matrix, labels, **settings)``.
     """
 
@@ -33,21 +45,108 @@ class LossSpec:
     matrix: str
     proxies: bool
     similarities: tuple[str, ...] = PAIR_SIMILARITIES
-    mixup: bool = True
     function: Callable[..., Tensor] | None = None
 
 
 for _name, _spec in {
+    "contrastive": LossSpec("Contrastive (Hadsell et al., CVPR 2006)", "distance", False, function=pairs.contrastive),
+    "triplet": LossSpec("Triplet, semi-hard (Schroff et al., CVPR 2015)", "distance", False, function=pairs.triplet),
+    "margin": LossSpec(
+        "Margin, distance-weighted sampling (Wu et al., ICCV 2017)", "distance", False, function=pairs.margin_loss
+    ),
+    "fastap": LossSpec("FastAP (Cakir et al., CVPR 2019)", "squared", False, function=pairs.fastap),
+    "multi_similarity": LossSpec(
+        "Multi-Similarity (Wang et al., CVPR 2019)", "similarity", False, function=pairs.multi_similarity
+    ),
     "proxy_nca": LossSpec("ProxyNCA (Movshovitz-Attias et al., ICCV 2017)", "squared", True),
     "proxy_anchor": LossSpec(
         "Proxy Anchor (Kim et al., CVPR 2020)", "similarity", True, (*PAIR_SIMILARITIES, "released")
     ),
     "vmf": LossSpec("vMF expected-likelihood proxies (Kirchhof et al., ECCV 2022)", "similarity", True, ("cosine",)),
     "loss_prediction": LossSpec(
-        "Proxy Anchor with loss prediction (Yoo and Kweon, CVPR 2019)", "similarity", True, ("cosine",), mixup=False
+        "Proxy Anchor with loss prediction (Yoo and Kweon, CVPR 2019)", "similarity", True, ("cosine",)
     ),
 }.items():
     losses.add(_name, _spec)
+
+
+class PairLoss(nn.Module):
+    """A loss over the pairs of a batch, with a similarity of one's choice.
+
+    Args:
+        loss: "contrastive", "triplet", "margin", "fastap" or "multi_similarity"; see :mod:`idml_zoo.losses.pairs`.
+        embedding_dim: D; the sampling of "margin" needs it.
+        similarity: "cosine" (plain; distances are Euclidean between unit vectors) or "introspective".
+        tau: temperature of the introspective metric.
+        settings: of the loss's function.
+
+    "margin" learns its boundary b, which starts at the setting ``boundary`` (1.2).
+    """
+
+    def __init__(
+        self,
+        loss: str,
+        embedding_dim: int,
+        similarity: str = "introspective",
+        tau: float = TAU,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        spec: LossSpec = losses[loss]
+        if spec.function is None:
+            raise ValueError(f"{loss} compares with proxies; use create_criterion")
+        if similarity not in spec.similarities:
+            raise unknown_name(f"similarity for {loss}", similarity, spec.similarities)
+        self.loss, self.similarity, self.tau, self.embedding_dim = loss, similarity, tau, embedding_dim
+        self.settings = checked_settings(loss, spec.function, settings)
+        self.boundary: nn.Parameter | None = None
+        if loss == "margin":
+            self.boundary = nn.Parameter(torch.tensor(float(self.settings.pop("boundary", 1.2))))
+
+    def matrix(self, embedding: Embedding) -> Tensor:
+        """``(B, B)`` what the loss is a function of: S, D or D² of the batch with itself, full precision."""
+        kind = losses[self.loss].matrix
+        plain = self.similarity == "cosine"
+        if kind == "similarity":
+            return cosine(embedding, embedding) if plain else introspective_similarity(embedding, embedding, self.tau)
+        distance = _euclidean(embedding) if plain else introspective_distance(embedding, embedding, self.tau)
+        return distance if kind == "distance" else distance.square()
+
+    def forward(
+        self, embedding: Embedding, labels: Tensor, partners: Tensor | None = None, weight: float = 1.0
+    ) -> Tensor:
+        """The loss of B images with ``(B,)`` int64 labels, a scalar; ``partners`` as in :class:`ProxyLoss`."""
+        matrix = self.matrix(embedding)
+        extra: tuple[Any, ...] = ()
+        options = dict(self.settings)
+        if self.boundary is not None:
+            # negatives are drawn by the semantic distance: the density on the sphere is one of unit vectors [D]
+            extra = (matrix.detach() if self.similarity == "cosine" else _euclidean(embedding.detach()),)
+            options |= {"dim": self.embedding_dim, "boundary": self.boundary}
+        function = losses[self.loss].function
+        return over_labels(lambda y: function(matrix, *extra, y, **options), labels, partners, weight)
+
+    @torch.no_grad()
+    def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:
+        """As those of :class:`ProxyLoss`, over the pairs of the batch; ``boundary`` of "margin"."""
+        if self.similarity == "cosine":
+            factor = torch.ones(len(embedding), len(embedding), device=embedding.device)
+        else:
+            factor = introspective_factor(embedding, embedding, self.tau)
+        same = labels[:, None] == labels
+        other = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        positive, negative = (same & other).to(factor.dtype), (~same).to(factor.dtype)
+        found = {
+            "level": embedding.level.float().mean(),
+            "factor_positive": (factor * positive).sum() / positive.sum(),
+            "factor_negative": (factor * negative).sum() / negative.sum(),
+        }
+        return found if self.boundary is None else found | {"boundary": self.boundary.detach()}
+
+
+def _euclidean(embedding: Embedding) -> Tensor:
+    """``(B, B)`` ‖ŝ_i − ŝ_j‖, with the floor that keeps the gradient of equal images finite."""
+    return (2 - 2 * cosine(embedding, embedding)).clamp(min=1e-8).sqrt()
 
 
 def create_criterion(
@@ -59,7 +158,7 @@ def create_criterion(
     tau: float = TAU,
     proxy_uncertainty: str = "learned",
     **settings: Any,
-) -> ProxyLoss | VMFProxyLoss | LossPrediction:
+) -> ProxyLoss | PairLoss | VMFProxyLoss | LossPrediction:
     """The module of a loss of the table, with a similarity of one's choice.
 
     Args:
@@ -83,4 +182,6 @@ def create_criterion(
         return VMFProxyLoss(num_classes, embedding_dim, **settings)
     if loss == "loss_prediction":
         return LossPrediction(num_classes, embedding_dim, **settings)
-    return ProxyLoss(num_classes, embedding_dim, similarity, loss, tau, proxy_uncertainty, **settings)
+    if spec.proxies:
+        return ProxyLoss(num_classes, embedding_dim, similarity, loss, tau, proxy_uncertainty, **settings)
+    return PairLoss(loss, embedding_dim, similarity, tau, **settings)
