@@ -220,6 +220,9 @@ def sample_gradients(
     in eval mode and drawn at random into batches, over which the loss is taken as in training. An image's gradient is
     ∂L/∂ŝ without its component along ŝ, which the normalisation stops before it reaches the network.
 
+    That uncertain images are slower is not certain: each proxy shares its push among the images of the batch by a
+    softmax of S, and uncertainty raises an image's S to every proxy, so it takes a larger share of it [D].
+
     Args:
         model: returns an Embedding.
         split: the images; its labels choose each image's own class.

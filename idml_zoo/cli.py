@@ -108,6 +108,22 @@ def _leaderboard(args: argparse.Namespace) -> int:
     return 0
 
 
+def _analyse(args: argparse.Namespace) -> int:
+    from idml_zoo.analysis import gradient_curves, plot_gradients, sample_gradients
+    from idml_zoo.zoo import create_model
+
+    if bool(args.model) != bool(args.benchmark):
+        raise ValueError("the measured pace needs both: --model and --benchmark")
+    samples = None
+    if args.model:
+        from idml_zoo.registry import benchmarks
+
+        split = benchmarks[args.benchmark].splits(args.root).test
+        samples = sample_gradients(create_model(args.model, pretrained=True), split, tau=args.tau, device=args.device)
+    print(plot_gradients(args.out, gradient_curves(tau=args.tau), samples))
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="idml-zoo", description="Introspective deep metric learning over timm: zoo and benchmark."
@@ -148,6 +164,20 @@ def build_parser() -> argparse.ArgumentParser:
     one.set_defaults(run=_eval)
 
     cli_data.add_parser(commands)
+
+    one = commands.add_parser("analyse", help="draw how uncertainty slows learning down")
+    one.add_argument(
+        "what",
+        choices=("gradients",),
+        help="each loss's gradient against the pair's uncertainty; with --model also that of every image, measured",
+    )
+    one.add_argument("--out", default="gradients.png", help=".png, .svg or .pdf (default: gradients.png)")
+    one.add_argument("--model", help="'local-dir:FOLDER' of a trained model")
+    one.add_argument("--benchmark", help="whose test images to measure")
+    one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
+    one.add_argument("--tau", type=float, default=5.0, help="temperature of the metric (default 5)")
+    one.add_argument("--device", help="default: cuda where there is one")
+    one.set_defaults(run=_analyse)
 
     one = commands.add_parser("leaderboard", help="make the tables from result files, or check that they agree")
     one.add_argument("action", choices=("build", "check"))

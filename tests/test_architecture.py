@@ -20,6 +20,8 @@ LAYERS = {
     "data": 1,
     "model": 2,
     "losses": 2,
+    "bridge": 2,
+    "analysis": 3,
     "evaluation": 2,
     "evaluation.protocol": 3,
     "hub": 3,

@@ -37,6 +37,19 @@ def test_eval_writes_a_row_for_each_similarity(tmp_path, capsys, monkeypatch):
     assert result.model.variant == "idml"
 
 
+def test_analyse_draws_a_figure(tmp_path, capsys, monkeypatch):
+    assert "cub" in benchmarks
+    monkeypatch.setitem(benchmarks._entries, "tiny", idml_zoo.table_benchmark("tiny", make_folder(tmp_path / "photos")))
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8)
+    model.transform = model.transform.replace(image_size=32)
+    folder = idml_zoo.save_pretrained(model, tmp_path / "model")
+    for name, more in (("a.png", []), ("b.svg", ["--model", f"local-dir:{folder}", "--benchmark", "tiny"])):
+        assert main(["analyse", "gradients", "--out", str(tmp_path / name), "--device", "cpu", *more]) == 0
+        assert (tmp_path / name).stat().st_size > 10_000
+    assert main(["analyse", "gradients", "--model", f"local-dir:{folder}"]) == 1
+    assert "needs both: --model and --benchmark" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
