@@ -1,0 +1,141 @@
+"""Makes the tables and the figure of does-introspection-help.md from result files.
+
+    python docs/introspection.py            # writes them
+    python docs/introspection.py --check    # fails where the page differs from the result files
+
+Everything between the markers of the page is generated; the words around it are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from idml_zoo.evaluation.uncertainty import auroc
+from idml_zoo.leaderboard import Row, group, percent
+from idml_zoo.registry import benchmarks
+from idml_zoo.results import read_results
+
+HERE = Path(__file__).parent
+PAGE, FIGURE = HERE / "does-introspection-help.md", HERE / "does-introspection-help.png"
+VARIANTS = ("pa", "pa_mixup", "idml_released", "idml", "idml_no_mixup", "vmf", "loss_prediction")
+COLUMNS = {
+    "R@1": "recall@1",
+    "MAP@R": "map@r",
+    "AUROC ‖u‖": "auroc_level",
+    "AUROC −sim": "auroc_top1_similarity",
+    "AURC ‖u‖": "aurc_level",
+    "AURC −sim": "aurc_top1_similarity",
+    "ρ severity": "spearman_severity",
+}
+COLOURS = ("#777777", "#000000", "#CC79A7", "#0072B2", "#56B4E9", "#D55E00", "#009E73")  # Okabe and Ito
+
+
+def rows_of(results: Path, benchmark: str) -> dict[str, Row]:
+    """The comparison's rows, by variant, as far as they are measured."""
+    found = group(r for r in read_results(results) if r.benchmark == benchmark and r.protocol.split == "test")
+    return {
+        row.first.model.variant: row for row in found if row.first.row == f"{row.first.model.variant}-test_resnet-64px"
+    }
+
+
+def per_query(results: Path, row: Row) -> list[dict[str, np.ndarray]]:
+    """The values of every query, for each seed."""
+    return [dict(np.load(r.path(results).with_suffix(".queries.npz"))) for r in row.results]
+
+
+def twin_auroc(results: Path, row: Row, twins: np.ndarray) -> list[float] | None:
+    """How well the level tells images of identical outlines, whose class cannot be known, from the rest; by seed."""
+    found = [auroc(values["level"], twins) for values in per_query(results, row)]
+    return None if any(f is None for f in found) else [f for f in found if f is not None]
+
+
+def table(results: Path, benchmark: str) -> str:
+    """A Markdown table: one row for each variant, percent, mean ± standard deviation over seeds."""
+    rows = rows_of(results, benchmark)
+    shown = {t: m for t, m in COLUMNS.items() if any(r.values(m) for r in rows.values())}
+    twins = None
+    if benchmark.startswith("glyphs") and rows:
+        twins = benchmarks[benchmark].splits().test.extras["twin_group"] >= 0
+    header = ["variant", "seeds", *shown, *(["AUROC twins"] if twins is not None else [])]
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    for name in VARIANTS:
+        if name not in rows:
+            continue
+        row = rows[name]
+        cells = [f"`{name}`", str(len(row.results)), *(percent(row.values(m)) for m in shown.values())]
+        if twins is not None:
+            cells.append(percent(twin_auroc(results, row, twins)))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def risk(values: dict[str, np.ndarray], score: str) -> tuple[np.ndarray, np.ndarray]:
+    """(coverage, risk): the share of wrong top-1 among the surest queries, by ``score``."""
+    order = np.argsort(values[score], kind="stable")
+    wrong = ~values["top1"][order].astype(bool)
+    count = np.arange(1, len(order) + 1)
+    return count / len(order), np.cumsum(wrong) / count
+
+
+def draw(results: Path, names: list[str], path: Path) -> None:
+    """Risk against coverage, one panel for each benchmark: by the level, and by the free baseline of the same row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(names), 4.4), layout="constrained")
+    for i, benchmark in enumerate(names):
+        axis = figure.add_subplot(1, len(names), i + 1)
+        for colour, (name, row) in zip(COLOURS, _with_level(results, benchmark), strict=False):
+            for score, style in (("level", "-"), ("top1_similarity", ":")):
+                curves = [risk(values, score) for values in per_query(results, row)]
+                label = f"{name}, by ‖u‖" if score == "level" else f"{name}, by −similarity"
+                mean = np.mean([r for _, r in curves], axis=0)
+                axis.plot(curves[0][0], 100 * mean, style, color=colour, label=label, linewidth=1.8)
+        axis.set_title(benchmarks[benchmark].title)
+        axis.set_xlabel("coverage: share of queries answered, surest first")
+        axis.set_ylabel("risk: wrong nearest neighbours among them, %")
+        axis.set_xlim(0.02, 1)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+
+
+def _with_level(results: Path, benchmark: str) -> list[tuple[str, Row]]:
+    rows = rows_of(results, benchmark)
+    return [(n, rows[n]) for n in VARIANTS if n in rows and rows[n].values("auroc_level")]
+
+
+def page(text: str, results: Path) -> str:
+    """The page with every generated block replaced."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n{table(results, match[1])}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
+    parser.add_argument("--results", type=Path, default=HERE.parent / "leaderboard" / "results")
+    args = parser.parse_args()
+    old = PAGE.read_text(encoding="utf-8")
+    new = page(old, args.results)
+    if args.check:
+        print(f"{PAGE.name}: {'agrees with' if new == old else 'differs from'} the result files")
+        return int(new != old)
+    PAGE.write_text(new, encoding="utf-8")
+    names = [n for n in re.findall(r"<!-- table: (\w+) -->", new) if _with_level(args.results, n)]
+    if names:
+        draw(args.results, names, FIGURE)
+    print(f"{PAGE.name}, {FIGURE.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The pages under docs/ are what the result files say."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+import introspection
+
+
+def test_the_page_agrees_with_the_result_files():
+    done = subprocess.run(
+        [sys.executable, "docs/introspection.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_changed_number_is_seen():
+    text = introspection.PAGE.read_text()
+    results = ROOT / "leaderboard" / "results"
+    assert introspection.page(text, results) == text
+    row = next(line for line in text.splitlines() if line.startswith("| `idml` |"))
+    assert introspection.page(text.replace(row, row.replace("±", "+")), results) == text
+
+
+def test_risk_is_the_share_of_wrong_ones_among_the_surest():
+    values = {"level": np.array([0.3, 0.1, 0.2, 0.4]), "top1": np.array([True, True, False, False])}
+    coverage, risk = introspection.risk(values, "level")
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert risk.tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
+
+
+def test_the_figure_is_drawn(tmp_path):
+    introspection.draw(ROOT / "leaderboard" / "results", ["glyphs"], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 20_000
