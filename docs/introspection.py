@@ -2,6 +2,7 @@
 
     python docs/introspection.py            # writes them
     python docs/introspection.py --check    # fails where the page differs from the result files
+    python docs/introspection.py --pace runs/glyphs   # also measures the gradients of the trained models in these runs
 
 Everything between the markers of the page is generated; the words around it are not.
 """
@@ -9,6 +10,7 @@ Everything between the markers of the page is generated; the words around it are
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from idml_zoo.results import read_results
 
 HERE = Path(__file__).parent
 PAGE, FIGURE = HERE / "does-introspection-help.md", HERE / "does-introspection-help.png"
+PACE, GRADIENTS = HERE / "pace.json", HERE / "gradients.png"
 VARIANTS = ("pa", "pa_mixup", "idml_released", "idml", "idml_no_mixup", "vmf", "loss_prediction")
 COLUMNS = {
     "R@1": "recall@1",
@@ -86,7 +89,7 @@ def draw(results: Path, names: list[str], path: Path) -> None:
     """Risk against coverage, one panel for each benchmark: by the level, and by the free baseline of the same row."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * len(names), 4.4), layout="constrained")
+    figure = Figure(figsize=(5.6 * len(names), 5.2), layout="constrained")
     for i, benchmark in enumerate(names):
         axis = figure.add_subplot(1, len(names), i + 1)
         for colour, (name, row) in zip(COLOURS, _with_level(results, benchmark), strict=False):
@@ -101,7 +104,7 @@ def draw(results: Path, names: list[str], path: Path) -> None:
         axis.set_xlim(0.02, 1)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": ""})
 
 
@@ -110,11 +113,68 @@ def _with_level(results: Path, benchmark: str) -> list[tuple[str, Row]]:
     return [(n, rows[n]) for n in VARIANTS if n in rows and rows[n].values("auroc_level")]
 
 
+def measure_pace(runs: Path, results: Path) -> list[dict[str, object]]:
+    """The pace of glyphs_subset's test images under each trained model of the comparison; draws that of idml, seed 0.
+
+    Raises:
+        ValueError: a model in ``runs`` is not the one of the result file.
+    """
+    import idml_zoo
+    from idml_zoo.analysis import gradient_curves, plot_gradients, sample_gradients
+    from idml_zoo.evaluation.uncertainty import spearman
+    from idml_zoo.hub import WEIGHTS, sha256_of
+
+    split = benchmarks["glyphs_subset"].splits().test
+    found: list[dict[str, object]] = []
+    for name, row in _with_level(results, "glyphs"):
+        for result in row.results if name in ("idml", "idml_no_mixup") else ():
+            folder = runs / row.first.row / f"seed{result.seed}" / "model"
+            if (sha := sha256_of(folder / WEIGHTS)) != result.provenance.weights_sha256:
+                raise ValueError(
+                    f"{folder} holds weights {sha[:12]}, {result.path(results)} is of others; train it anew"
+                )
+            samples = sample_gradients(idml_zoo.create_model(f"local-dir:{folder}", pretrained=True), split)
+            pace, metric = samples.pace, samples.metric_pace
+            entry = {"pace": spearman(pace, samples.level), "metric": spearman(metric, samples.level)}
+            entry |= {"median": float(np.median(pace)), "above": float((pace > 1).mean()), "most": float(metric.max())}
+            found.append({"variant": name, "seed": result.seed, "weights_sha256": sha, **entry})
+            if name == "idml" and result.seed == 0:
+                plot_gradients(GRADIENTS, gradient_curves(), samples)
+    return found
+
+
+def pace_table(results: Path, path: Path = PACE) -> str:
+    """A Markdown table of what :func:`measure_pace` found.
+
+    Raises:
+        ValueError: the measured models are not those of the result files.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    known = {r.provenance.weights_sha256 for _, row in _with_level(results, "glyphs") for r in row.results}
+    if old := [f"{e['variant']}, seed {e['seed']}" for e in found if e["weights_sha256"] not in known]:
+        raise ValueError(f"{path.name} is of other models than the result files: {'; '.join(old)}; use --pace")
+    lines = [
+        "| variant | seeds | ρ(pace, ‖u‖) | median pace | images above 1, % | ρ(metric alone, ‖u‖) | its largest |",
+        "|---" + "|---:" * 6 + "|",
+    ]
+    for name in dict.fromkeys(e["variant"] for e in found):
+        rows = [e for e in found if e["variant"] == name]
+
+        def cell(key: str, scale: float = 1.0, digits: int = 2, rows: list[dict[str, float]] = rows) -> str:
+            values = [scale * e[key] for e in rows]
+            return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+        cells = [cell("pace"), cell("median"), cell("above", 100, 0), cell("metric"), cell("most")]
+        lines.append(f"| `{name}` | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def page(text: str, results: Path) -> str:
     """The page with every generated block replaced."""
 
     def block(match: re.Match[str]) -> str:
-        return f"<!-- table: {match[1]} -->\n{table(results, match[1])}\n<!-- end -->"
+        content = pace_table(results) if match[1] == "pace" else table(results, match[1])
+        return f"<!-- table: {match[1]} -->\n{content}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 
@@ -123,7 +183,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
     parser.add_argument("--results", type=Path, default=HERE.parent / "leaderboard" / "results")
+    parser.add_argument("--pace", type=Path, metavar="RUNS", help="measure the trained models of the glyphs rows here")
     args = parser.parse_args()
+    if args.pace:
+        PACE.write_text(json.dumps(measure_pace(args.pace, args.results), indent=1) + "\n", encoding="utf-8")
     old = PAGE.read_text(encoding="utf-8")
     new = page(old, args.results)
     if args.check:

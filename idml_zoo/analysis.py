@@ -186,17 +186,26 @@ class SampleGradients:
         level: ``(N,)`` float64 uncertainty level ‖u‖.
         introspective: ``(N,)`` ‖∂L/∂ŝ‖ along the sphere, with the introspective similarity.
         plain: ``(N,)`` the same with the cosine.
+        metric: ``(N,)`` the same with the introspective similarity, each pair weighed as the loss weighs it by its
+            cosine: what the metric does, without what the loss makes of it.
     """
 
     level: np.ndarray
     introspective: np.ndarray
     plain: np.ndarray
+    metric: np.ndarray
 
     @property
     def pace(self) -> np.ndarray:
         """``(N,)`` introspective / plain: below 1 the image learns more slowly than without uncertainty."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.introspective / self.plain
+
+    @property
+    def metric_pace(self) -> np.ndarray:
+        """``(N,)`` metric / plain: the pace if the loss weighed every pair as without uncertainty."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.metric / self.plain
 
 
 def sample_gradients(
@@ -220,8 +229,9 @@ def sample_gradients(
     in eval mode and drawn at random into batches, over which the loss is taken as in training. An image's gradient is
     ∂L/∂ŝ without its component along ŝ, which the normalisation stops before it reaches the network.
 
-    That uncertain images are slower is not certain: each proxy shares its push among the images of the batch by a
-    softmax of S, and uncertainty raises an image's S to every proxy, so it takes a larger share of it [D].
+    Two things act on the pace: the metric's slope, which falls with uncertainty, and the loss's weighting of pairs by
+    their S, which uncertainty raises: each proxy shares its push among the images of the batch by a softmax of S, and
+    an uncertain image takes a larger share of it [D]. ``metric`` keeps the second as it is without uncertainty.
 
     Args:
         model: returns an Embedding.
@@ -242,15 +252,24 @@ def sample_gradients(
     labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
     sums = torch.zeros(split.num_classes, semantic.shape[1], dtype=torch.float64)
     prototypes = F.normalize(sums.index_add_(0, labels, semantic))
-    norms = torch.zeros(2, len(labels), dtype=torch.float64)
+    norms = torch.zeros(3, len(labels), dtype=torch.float64)
     for rows in torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).split(batch_size):
         s = semantic[rows].requires_grad_()
         introspective = introspective_similarity(Embedding(s, uncertainty[rows]), prototypes, tau)
-        for i, matrix in enumerate((introspective, s @ prototypes.T)):
-            (full,) = torch.autograd.grad(proxy_anchor(matrix, labels[rows], scale, margin), s)
+        plain = s @ prototypes.T
+        own, as_plain = (_weights(matrix, labels[rows], scale, margin) for matrix in (introspective, plain))
+        for i, (matrix, weights) in enumerate(((introspective, own), (plain, as_plain), (introspective, as_plain))):
+            (full,) = torch.autograd.grad(matrix, s, weights, retain_graph=True)
             unit = s.detach()
             norms[i, rows] = torch.linalg.vector_norm(full - (full * unit).sum(1, keepdim=True) * unit, dim=1)
-    return SampleGradients(torch.linalg.vector_norm(uncertainty, dim=1).numpy(), norms[0].numpy(), norms[1].numpy())
+    level = torch.linalg.vector_norm(uncertainty, dim=1)
+    return SampleGradients(level.numpy(), *norms.numpy())
+
+
+def _weights(matrix: Tensor, labels: Tensor, scale: float, margin: float) -> Tensor:
+    """∂L/∂M: how Proxy Anchor weighs the pairs of a matrix."""
+    leaf = matrix.detach().requires_grad_()
+    return torch.autograd.grad(proxy_anchor(leaf, labels, scale, margin), leaf)[0]
 
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"  # Okabe and Ito: told apart by every kind of colour vision
@@ -315,6 +334,9 @@ def _draw_samples(axis: Any, samples: SampleGradients) -> None:
     low, middle, high = np.array([np.quantile(pace[p], [0.25, 0.5, 0.75]) for p in parts]).T
     spread = np.stack([middle - low, high - middle])
     axis.errorbar(centres, middle, spread, fmt="o-", color=_BLUE, capsize=3, label="median and quartiles")
+    metric = samples.metric_pace[shown]
+    slopes = [np.median(metric[p]) for p in parts]
+    axis.plot(centres, slopes, "s--", color=_ORANGE, markersize=5, label="median, pairs weighed as by the cosine")
     axis.axhline(1, color="black", linewidth=1, linestyle=":", label="as without uncertainty")
     if pace.max() > 10 * pace.min():
         axis.set_yscale("log")

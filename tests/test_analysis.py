@@ -153,6 +153,29 @@ def test_sample_gradients_equal_autograd_image_by_image(trained, batch_size):
                 assert norms[row] == pytest.approx(one.grad.norm().item(), rel=1e-5)
 
 
+def test_the_metrics_own_pace_equals_its_closed_form(trained):
+    """∂S/∂c = (1 + x/2)·e^(−x), summed with the weights of plain Proxy Anchor."""
+    model, split, transform = trained
+    found = measured(trained, tau=2.0)
+    e = idml_zoo.evaluation.embed.embed(model, split, transform, device="cpu", progress=False)
+    s, u, labels = e.semantic.double(), e.uncertainty.double(), torch.from_numpy(split.labels)
+    proxies = torch.nn.functional.normalize(
+        torch.stack([s[labels == c].mean(0) for c in range(split.num_classes)]), dim=1
+    )
+    s = torch.nn.functional.normalize(s)  # in float64, as there
+    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # one batch
+    cosine = (s[rows] @ proxies.T).requires_grad_()
+    own = torch.nn.functional.one_hot(labels[rows], split.num_classes).bool()
+    pull = torch.where(own, torch.exp(-32 * (cosine - 0.1)), 0).sum(0).log1p().sum() / own.any(0).sum()
+    push = torch.where(own, 0, torch.exp(32 * (cosine + 0.1))).sum(0).log1p().sum() / split.num_classes
+    (weights,) = torch.autograd.grad(pull + push, cosine)
+    for i, row in enumerate(rows.tolist()):
+        x = u[row].norm() / (2.0 * (2 - 2 * cosine[i].detach()).sqrt())
+        full = (weights[i] * (1 + x / 2) * torch.exp(-x)) @ proxies
+        along = full @ s[row]
+        assert found.metric[row] == pytest.approx((full - along * s[row]).norm().item(), rel=1e-6)
+
+
 def test_without_uncertainty_the_pace_is_one_and_with_it_it_is_not(trained, monkeypatch):
     from idml_zoo import analysis
 
@@ -165,7 +188,7 @@ def test_without_uncertainty_the_pace_is_one_and_with_it_it_is_not(trained, monk
 
     monkeypatch.setattr(analysis, "embed", certain)
     found = measured(trained)
-    assert found.pace == pytest.approx(1, abs=1e-6) and (found.level == 0).all()
+    assert found.pace == pytest.approx(1, abs=1e-6) == found.metric_pace and (found.level == 0).all()
 
 
 def test_the_models_own_transform_is_the_default(trained):
@@ -184,7 +207,7 @@ def test_the_figure_is_written_with_and_without_samples(tmp_path, ending):
 
     rng = np.random.default_rng(0)
     plain = np.append(rng.random(300), [0.0, 0.0])  # a settled image has no pace; it must not spoil the figure
-    samples = SampleGradients(rng.gamma(3, 1, 302), plain * rng.random(302), plain)
+    samples = SampleGradients(rng.gamma(3, 1, 302), plain * rng.random(302), plain, plain / 2)
     curves = gradient_curves(np.linspace(0, 4, 9))
     alone = plot_gradients(tmp_path / "new" / f"alone.{ending}", curves)
     both = plot_gradients(str(tmp_path / f"both.{ending}"), curves, samples)
@@ -196,7 +219,7 @@ def test_the_figure_is_written_with_and_without_samples(tmp_path, ending):
     else:
         assert "<svg" in both.read_text()
     with pytest.raises(ValueError, match="none of 2 images has a gradient"):
-        plot_gradients(tmp_path / f"none.{ending}", curves, SampleGradients(plain[-2:], plain[-2:], plain[-2:]))
+        plot_gradients(tmp_path / f"none.{ending}", curves, SampleGradients(*[plain[-2:]] * 4))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -204,7 +227,7 @@ def test_few_images_can_be_drawn_and_the_file_is_the_same_each_time(tmp_path, co
     values = np.arange(1.0, count + 1)
     files = [
         plot_gradients(
-            tmp_path / f"{i}.png", [pair_gradients("triplet", X)], SampleGradients(values, values, 2 * values)
+            tmp_path / f"{i}.png", [pair_gradients("triplet", X)], SampleGradients(values, values, 2 * values, values)
         )
         for i in range(2)
     ]
