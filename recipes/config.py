@@ -68,7 +68,7 @@ class Config:
     # loss
     loss_options: dict[str, Any] = field(default_factory=dict)  # of the variant's loss: {margin: 0.1, scale: 32}
     tau: float = 5.0
-    proxy_uncertainty: str = "learned"  # learned | zero
+    proxy_uncertainty: str = "zero"  # zero | learned
     # optimisation
     epochs: int = 60
     batch_size: int = 120  # over all processes

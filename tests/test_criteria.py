@@ -209,7 +209,10 @@ def test_introspective_margin_acts_on_d_and_draws_by_alpha(monkeypatch):
 
 
 def test_introspective_proxy_nca_equals_the_slow_loop():
-    e, loss = batch(), create_criterion("proxy_nca", 5, 8, scale=3.0).double().requires_grad_(False)
+    e, loss = (
+        batch(),
+        create_criterion("proxy_nca", 5, 8, proxy_uncertainty="learned", scale=3.0).double().requires_grad_(False),
+    )
     loss.uncertainty += 0.1 * torch.randn(5, 8, dtype=torch.float64)
     unit = F.normalize(loss.proxies).tolist()
     total = 0.0

@@ -183,7 +183,7 @@ def test_parameter_groups_follow_the_recipe():
         ROOT / "recipes" / "cub_resnet50.yaml", [*TINY, "warmup_epochs=0", "uncertainty_lr_multiplier=3"]
     )
     model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=16)
-    criterion = ProxyLoss(4, 16)
+    criterion = ProxyLoss(4, 16, proxy_uncertainty="learned")
     rates = {id(p): g["lr"] for g in train.parameter_groups(config, model, criterion) for p in g["params"]}
     assert len(rates) == len(list(model.parameters())) + 2
     assert rates[id(criterion.proxies)] == pytest.approx(0.1)

@@ -156,7 +156,7 @@ def create_criterion(
     similarity: str = "introspective",
     *,
     tau: float = TAU,
-    proxy_uncertainty: str = "learned",
+    proxy_uncertainty: str = "zero",
     **settings: Any,
 ) -> ProxyLoss | PairLoss | VMFProxyLoss | LossPrediction:
     """The module of a loss of the table, with a similarity of one's choice.

@@ -83,16 +83,16 @@ class ProxyLoss(nn.Module):
     Args:
         num_classes: C, at least 2.
         embedding_dim: D.
-        similarity: "cosine" (plain), "introspective" (section 2 of the method, proxies normalised and given an
-            uncertainty embedding of their own) or "released" (the authors' code: proxies not normalised; for
-            "proxy_anchor" only).
+        similarity: "cosine" (plain), "introspective" (section 2 of the method, proxies normalised) or "released"
+            (the authors' code: proxies not normalised; for "proxy_anchor" only).
         loss: "proxy_anchor" over the similarity S, or "proxy_nca" over the squared distance D².
         tau: temperature of the introspective metric.
-        proxy_uncertainty: "learned" or "zero"; only "introspective" uses it.
+        proxy_uncertainty: "zero" (u_p = 0, as in the released code [C]) or "learned"; only "introspective" uses it.
+            With u_p = 0 the level β of a pair is the image's own ‖u‖, and the second matrix product is spared.
         settings: of :func:`proxy_anchor` (scale, margin) or :func:`proxy_nca` (scale).
 
     Initialisation of the proxies as in Proxy Anchor's code: kaiming normal, fan out, so ‖p‖ ≈ √(2D/C). The proxies'
-    uncertainty starts at 0, so that at first the pair's level β is the image's.
+    uncertainty, where learned, starts at 0, so that at first the pair's level β is the image's.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class ProxyLoss(nn.Module):
         similarity: str = "introspective",
         loss: str = "proxy_anchor",
         tau: float = TAU,
-        proxy_uncertainty: str = "learned",
+        proxy_uncertainty: str = "zero",
         **settings: float,
     ) -> None:
         super().__init__()
