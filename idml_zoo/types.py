@@ -128,11 +128,13 @@ class Neighbours:
         indices: ``(N, k)`` int64 rows of the gallery; never the query itself when it was searched in its own set.
         scores: ``(N, k)`` float32, larger is nearer: the cosine, or minus the introspective distance.
         excludes_self: whether queries and gallery were the same images, each query removed from its own list.
+        declined: ``(N,)`` bool, queries too uncertain to be answered; None where nothing was declined.
     """
 
     indices: Tensor
     scores: Tensor
     excludes_self: bool = False
+    declined: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.indices.ndim != 2 or self.indices.dtype != torch.int64:

@@ -9,22 +9,11 @@ from conftest import make_embedding, make_folder
 
 import idml_zoo
 from idml_zoo.evaluation.clustering import cluster_metrics, kmeans, pairwise_f1
-from idml_zoo.evaluation.knn import has_faiss, search
+from idml_zoo.evaluation.knn import search
 from idml_zoo.evaluation.protocol import measure
 from idml_zoo.evaluation.retrieval import per_query_metrics, retrieval_metrics
 from idml_zoo.evaluation.uncertainty import aurc, auroc, spearman
-from idml_zoo.registry import UnknownNameError
 from idml_zoo.types import Embedding
-
-BACKENDS = ["torch", pytest.param("faiss", marks=pytest.mark.skipif(not has_faiss(), reason="faiss is not installed"))]
-
-
-def slow_neighbours(scores: np.ndarray, k: int, exclude_self: bool) -> list[list[int]]:
-    rows = []
-    for i, row in enumerate(scores):
-        others = [j for j in range(len(row)) if not (exclude_self and j == i)]
-        rows.append(sorted(others, key=lambda j: (-row[j], j))[:k])
-    return rows
 
 
 def lattice_embedding(count: int, seed: int) -> Embedding:
@@ -36,46 +25,6 @@ def lattice_embedding(count: int, seed: int) -> Embedding:
     vectors[count // 2 :] = vectors[: count - count // 2]
     semantic = torch.from_numpy(vectors)
     return Embedding(semantic, torch.zeros_like(semantic))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("exclude_self", [True, False])
-def test_search_is_exact_with_ties_by_index(backend, exclude_self):
-    for seed in range(10):
-        e = lattice_embedding(60, seed)
-        scores = (e.semantic @ e.semantic.T).numpy()
-        for k in (1, 3, 10, 59):
-            found = search(e, e, k, exclude_self=exclude_self, backend=backend)
-            assert found.indices.tolist() == slow_neighbours(scores, k, exclude_self)
-            assert np.array_equal(found.scores.numpy(), np.take_along_axis(scores, found.indices.numpy(), 1))
-
-
-def test_introspective_search_equals_the_slow_loop(monkeypatch):
-    monkeypatch.setattr("idml_zoo.evaluation.knn._BLOCK", 100)  # several blocks
-    q, g = make_embedding(9, level=2.0, dtype=torch.float32), make_embedding(30, level=2.0, seed=5, dtype=torch.float32)
-    d = idml_zoo.introspective_distance(q, g, tau=2.0).numpy()
-    assert search(q, g, 7, "introspective", tau=2.0).indices.tolist() == slow_neighbours(-d, 7, False)
-    d = idml_zoo.introspective_distance(g, g).numpy()
-    assert search(g, g, 29, "introspective", exclude_self=True).indices.tolist() == slow_neighbours(-d, 29, True)
-
-
-def test_search_refuses_what_it_cannot_do():
-    e = make_embedding(5, dtype=torch.float32)
-    for bad, message in [
-        ({"k": 5, "exclude_self": True}, r"k must be in 1–4"),
-        ({"k": 0}, r"k must be in 1–5"),
-        ({"k": 2, "similarity": "introspective", "backend": "faiss"}, "faiss has no index"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            search(e, e, **bad)
-    with pytest.raises(UnknownNameError, match="did you mean 'cosine'"):
-        search(e, e, 2, similarity="cosin")
-    with pytest.raises(ValueError, match="8-d and the gallery 4-d"):
-        search(e, make_embedding(5, 4, dtype=torch.float32), 2)
-    broken = make_embedding(5, dtype=torch.float32)
-    broken.semantic[2] = torch.nan
-    with pytest.raises(ValueError, match="NaN or inf in 1 of 5"):
-        search(broken, e, 2)
 
 
 def slow_metrics(neighbours, labels, ks):

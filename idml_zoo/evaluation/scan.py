@@ -1,0 +1,249 @@
+"""Exact search behind a scan that is rounded: bounds first, exact scores for what the bounds leave open.
+
+See :mod:`idml_zoo.evaluation.knn` for what a score is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from idml_zoo.similarity import ALPHA_FLOOR, TAU
+
+TILE = 64  # gallery images that share a bound
+SLACK = 8  # candidates beyond k that are scored exactly at once
+_GATHERED = 1 << 24  # values held at once for exact scores
+_HALF_ULP = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+_ABOVE = 1 + 1e-5  # more than the rounding of a few float32 operations
+
+
+def minus_distance(cos: Tensor, beta: Tensor, tau: float) -> Tensor:
+    """−D = −α·exp(−β/(τα)); rises with the cosine and with β."""
+    alpha = (2 - 2 * cos).clamp(min=ALPHA_FLOOR**2).sqrt_()
+    return torch.exp(beta / (-tau * alpha)).mul_(alpha).neg_()
+
+
+def exact_scores(q: Tensor, g: Tensor, u: Tensor | None = None, v: Tensor | None = None, tau: float = TAU) -> Tensor:
+    """``(P,)`` the scores of P pairs ``(P, D)``, in float64, rounded to float32: what defines the order.
+
+    The inner product; or −D, where their uncertainties u and v are given.
+    """
+    score = (q.double() * g.double()).sum(1)
+    if u is not None and v is not None:
+        score = minus_distance(score, torch.linalg.vector_norm(u.double() + v.double(), dim=1), tau)
+    return score.float()
+
+
+def ordered(indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows sorted by descending score, equal scores by ascending index."""
+    by_index = indices.argsort(dim=1)
+    indices, scores = indices.gather(1, by_index), scores.gather(1, by_index)
+    by_score = scores.argsort(dim=1, descending=True, stable=True)
+    return indices.gather(1, by_score), scores.gather(1, by_score)
+
+
+class Scan:
+    """A gallery made ready to be scanned by inner product, or by the introspective distance.
+
+    Args:
+        gallery: ``(M, D)`` float32; unit vectors, where there is uncertainty.
+        uncertainty: ``(M, D)`` float32, for the introspective distance.
+        tau: temperature of that.
+        dtype: of the product.
+        dense: for the introspective distance: take the product of the uncertainties too, instead of bounding β by the
+            levels.
+    """
+
+    def __init__(
+        self,
+        gallery: Tensor,
+        uncertainty: Tensor | None = None,
+        tau: float = TAU,
+        dtype: torch.dtype = torch.float32,
+        dense: bool = False,
+    ) -> None:
+        self.gallery, self.uncertainty, self.tau, self.dtype = gallery, uncertainty, tau, dtype
+        self.dense = dense and uncertainty is not None
+        self.by_level = not self.dense and uncertainty is not None
+        level = gallery.new_zeros(len(gallery)) if uncertainty is None else torch.linalg.vector_norm(uncertainty, dim=1)
+        # tiles of like levels, so that a tile's highest level says much of each
+        order = level.argsort(stable=True) if self.by_level else torch.arange(len(level), device=level.device)
+        self.place = order.argsort()  # of a gallery row, in that order
+        self.tiles = -(-len(level) // TILE)
+        self.order = torch.cat([order, order[-1:].expand(self.tiles * TILE - len(level))])  # the last tile is filled up
+        self.level = level[self.order].view(self.tiles, TILE)
+        self.uncertain = uncertainty[self.order] if self.dense and uncertainty is not None else None
+        self.table = gallery[self.order]
+        self.norm, self.rounded = torch.linalg.vector_norm(gallery, dim=1).max(), gallery.new_zeros(())
+        if dtype != torch.float32:
+            exact, self.table = self.table, self.table.to(dtype)
+            self.rounded = (self.table.float() - exact).square().sum(1).max().sqrt()
+        self._fine: Scan | None = None
+        self._fine_first, self._refused = False, 0
+
+    def _finer(self) -> Scan | None:
+        """The same gallery with tighter bounds, at the price of slower products; None where this is the finest."""
+        if self._fine is None and (self.by_level or self.dtype != torch.float32):
+            self._fine = Scan(self.gallery, self.uncertainty, self.tau, dense=True)
+        return self._fine
+
+    def _scanned(self, q: Tensor, u: Tensor | None, own: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``(B, T, TILE)`` scan of every gallery image in the tiles' order, and its ``(B, 1)`` error.
+
+        The scan is a rounded product; a dense one already the bound of the score. What may not be found is −inf.
+        The error is, by Cauchy and Schwarz, ‖q − q̃‖·‖g‖ + ‖q̃‖·‖g − g̃‖, and D roundings of a sum in float32.
+        """
+        rounded = q.to(self.dtype)
+        values = rounded @ self.table.T
+        norm = torch.linalg.vector_norm(q, dim=1, keepdim=True)
+        off = (rounded.float() - q).square().sum(1, keepdim=True).sqrt()
+        error = 1.01 * (off * self.norm + norm * self.rounded) + self._product_error(q) * norm * self.norm
+        if self.dense:
+            assert self.uncertain is not None and u is not None
+            a, b = torch.linalg.vector_norm(u, dim=1, keepdim=True), self.level.view(1, -1)
+            squared = torch.addmm(a.square() + b.square(), u, self.uncertain.T, alpha=2)
+            squared += self._product_error(q) * (a + b).square()
+            values = self._raised(minus_distance(values + error, squared.clamp_(min=0).sqrt_().mul_(_ABOVE), self.tau))
+        values[:, len(self.gallery) :] = -torch.inf
+        if own is not None:
+            values[torch.arange(len(values), device=values.device), self.place[own]] = -torch.inf
+        return values.view(len(values), self.tiles, TILE), error
+
+    def _product_error(self, q: Tensor) -> float:
+        """Of a product of unit vectors: D roundings in float32, unless torch was allowed to be less precise."""
+        if self.dtype == torch.float32:
+            least = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}[torch.get_float32_matmul_precision()]
+        else:  # on a GPU, partial sums may be added in half precision
+            least = 8 * _HALF_ULP[self.dtype] if q.is_cuda else 0.0
+        return least + (q.shape[1] + 8) * 2.0**-23
+
+    @staticmethod
+    def _raised(minus: Tensor, sign: int = 1) -> Tensor:
+        """A little above (or below), for the roundings of the formula itself, and for those of numbers below 1e-38."""
+        return minus.div_(_ABOVE**sign).add_(sign * 1e-37)
+
+    def _bound(
+        self, scanned: Tensor, error: Tensor, query_level: Tensor, gallery_level: Tensor, sign: int = 1
+    ) -> Tensor:
+        """What the scores cannot exceed; with ``sign`` −1, what they cannot fall below.
+
+        It rises with the scan, so that a tile's highest scan gives the tile's bound.
+        """
+        if self.dense:
+            return scanned
+        value = scanned.float()
+        rounding = value.abs().clamp(max=1e30) * (_HALF_ULP[self.dtype] * 1.01) + error  # −inf stays
+        product = value + sign * rounding
+        if not self.by_level:
+            return product
+        # |‖u_q‖ − ‖u_g‖| ≤ β ≤ ‖u_q‖ + ‖u_g‖
+        beta = (query_level + sign * gallery_level).abs() * _ABOVE**sign
+        return self._raised(minus_distance(product, beta, self.tau), sign)
+
+    def nearest(self, q: Tensor, k: int, u: Tensor | None = None, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(B, k)`` indices and scores of a block of B queries.
+
+        Args:
+            q: ``(B, D)`` float32.
+            k: at most the number of gallery images that may be found.
+            u: ``(B, D)`` their uncertainty, where the gallery has one.
+            own: ``(B,)`` gallery row that each query may not find.
+        """
+        finer = self._finer() if self._fine_first else None
+        if finer:
+            return finer.nearest(q, k, u, own)
+        self._refused = 0
+        scanned, error = self._scanned(q, u, own)
+        level = self._level(q, u)
+        tile_bound = self._bound(scanned.amax(2), error, level, self.level[:, -1])
+        opened = min(self.tiles, k + SLACK)
+        top = tile_bound.topk(min(self.tiles, opened + 1))
+        tiles = top.indices[:, :opened]
+        inside = scanned.gather(1, tiles[:, :, None].expand(-1, -1, TILE))  # (B, opened, TILE)
+        bounds = self._bound(inside, error[:, None], level[:, None], self.level[tiles]).flatten(1)
+        taken = min(bounds.shape[1], k + SLACK)
+        best = bounds.topk(min(bounds.shape[1], taken + 1))
+        position = tiles.gather(1, best.indices[:, :taken] // TILE) * TILE + best.indices[:, :taken] % TILE
+        rows = torch.arange(len(q), device=position.device)[:, None].expand_as(position)
+        scores = self._score(q, u, rows.flatten(), position.flatten()).view_as(position)
+        scores.masked_fill_(best.values[:, :taken] == -torch.inf, -torch.inf)
+        # what was not scored may still be nearer than the k-th, up to its bound
+        left = torch.full_like(scores[:, 0], -torch.inf)
+        for rest in (top.values[:, opened:], best.values[:, taken:]):
+            left = torch.cat([left[:, None], rest], 1).amax(1)
+        indices, scores = (t[:, :k] for t in ordered(self.order[position], scores))
+        undecided = (left >= scores[:, -1]).nonzero().squeeze(1)
+        groups = undecided.split(max(1, _GATHERED // (self.tiles * TILE))) if len(undecided) else ()
+        for rows in groups:
+            reached = tile_bound[rows] >= scores[rows, -1:]
+            mine, doubt = (None if t is None else t[rows] for t in (own, u))
+            found = self._settle(q[rows], doubt, k, scanned[rows], error[rows], reached, scores[rows, -1], mine)
+            indices[rows], scores[rows] = found
+        # where the bounds decide little, for example for embeddings that are all alike, begin with the finer ones
+        self._fine_first = self._refused > len(q) // 2
+        return indices, scores
+
+    def rank(self, q: Tensor, columns: Tensor, u: Tensor | None = None, own: Tensor | None = None) -> Tensor:
+        """``(B,)`` int64, from 1: the place of gallery image ``columns[b]`` among all the neighbours of query b.
+
+        Arguments as those of :meth:`nearest`; not of a dense scan.
+        """
+        scanned, error = self._scanned(q, u, own)
+        level, everyone = self._level(q, u), torch.arange(len(q), device=q.device)
+        score = self._score(q, u, everyone, self.place[columns])[:, None]
+        high = self._bound(scanned, error[:, None], level[:, None], self.level).flatten(1)
+        low = self._bound(scanned, error[:, None], level[:, None], self.level, -1).flatten(1)
+        rank = 1 + (low > score).sum(1)
+        row, position = ((high >= score) & (low <= score)).nonzero().unbind(1)
+        exact, index = self._score(q, u, row, position), self.order[position]
+        before = (exact > score[row, 0]) | ((exact == score[row, 0]) & (index < columns[row]))
+        return rank.index_add_(0, row[before], torch.ones_like(row[before]))
+
+    @staticmethod
+    def _level(q: Tensor, u: Tensor | None) -> Tensor:
+        return q.new_zeros(len(q), 1) if u is None else torch.linalg.vector_norm(u, dim=1, keepdim=True)
+
+    def _score(self, q: Tensor, u: Tensor | None, rows: Tensor, position: Tensor) -> Tensor:
+        """``(P,)`` exact scores of the block's ``rows`` and the gallery images at ``position`` of the tiles' order."""
+        out = torch.empty(len(rows), device=rows.device)
+        step = max(1, _GATHERED // q.shape[1])
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            row, column = rows[part], self.order[position[part]]
+            mine, theirs = (None if t is None else t[i] for t, i in ((u, row), (self.uncertainty, column)))
+            out[part] = exact_scores(q[row], self.gallery[column], mine, theirs, self.tau)
+        return out
+
+    def _settle(
+        self,
+        q: Tensor,
+        u: Tensor | None,
+        k: int,
+        scanned: Tensor,
+        error: Tensor,
+        reached: Tensor,
+        threshold: Tensor,
+        own: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`nearest`, by scoring all that ``threshold`` (a lower bound of the k-th score) leaves open.
+
+        ``reached``: the ``(B, T)`` tiles that hold any of it.
+        """
+        row, tile = reached.nonzero().unbind(1)
+        level = self._level(q, u)[row]
+        bounds = self._bound(scanned[row, tile], error[row], level, self.level[tile])
+        pair, inside = (bounds >= threshold[row, None]).nonzero().unbind(1)
+        finer = self._finer()
+        if finer and len(pair) * TILE > len(q) * len(self.gallery):  # products of all are cheaper than so many
+            self._refused += len(q)
+            return finer.nearest(q, k, u, own)
+        row, position = row[pair], tile[pair] * TILE + inside
+        count = torch.bincount(row, minlength=len(q))
+        rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]  # row ascends
+        columns = torch.full((len(q), int(count.max())), len(self.gallery), device=row.device)
+        scores = torch.full(columns.shape, -torch.inf, device=row.device)
+        columns[row, rank] = self.order[position]
+        scores[row, rank] = self._score(q, u, row, position)
+        columns, scores = ordered(columns, scores)
+        return columns[:, :k], scores[:, :k]
