@@ -13,7 +13,8 @@ from idml_zoo.version import __version__
 if TYPE_CHECKING:
     from idml_zoo.data.benchmark import Benchmark, table_benchmark
     from idml_zoo.evaluation.knn import search
-    from idml_zoo.evaluation.protocol import evaluate, evaluate_embeddings, save_result
+    from idml_zoo.evaluation.measure import evaluate_embeddings
+    from idml_zoo.evaluation.protocol import evaluate, save_result
     from idml_zoo.evaluation.retrieval import retrieval_metrics
     from idml_zoo.hub import save_pretrained
     from idml_zoo.model import IDMLModel
@@ -32,7 +33,7 @@ _PUBLIC = {
     "create_model": "zoo",
     "create_transforms": "zoo",
     "evaluate": "evaluation.protocol",
-    "evaluate_embeddings": "evaluation.protocol",
+    "evaluate_embeddings": "evaluation.measure",
     "introspective_distance": "similarity",
     "introspective_similarity": "similarity",
     "list_models": "zoo",

@@ -22,8 +22,12 @@ CORRELATIONS = frozenset({"spearman_severity"})
 METRICS = (
     *("r_precision", "map@r"),
     *("nmi", "nmi_std", "ami", "ami_std", "f1", "f1_std"),
-    *("auroc_level", "auroc_top1_similarity", "auroc_semantic_norm", "spearman_severity"),
-    *("aurc_level", "aurc_top1_similarity", "aurc_semantic_norm"),
+    *(
+        f"{metric}_{score}"
+        for metric in ("auroc", "aurc", "eaurc", "ece")
+        for score in ("level", "top1_similarity", "margin", "semantic_norm")
+    ),
+    "spearman_severity",
 )
 _RECALL = re.compile(r"recall@[1-9]\d*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

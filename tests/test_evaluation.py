@@ -10,9 +10,9 @@ from conftest import make_embedding, make_folder
 import idml_zoo
 from idml_zoo.evaluation.clustering import cluster_metrics, kmeans, pairwise_f1
 from idml_zoo.evaluation.knn import search
-from idml_zoo.evaluation.protocol import measure
+from idml_zoo.evaluation.measure import measure
 from idml_zoo.evaluation.retrieval import per_query_metrics, retrieval_metrics
-from idml_zoo.evaluation.uncertainty import aurc, auroc, spearman
+from idml_zoo.evaluation.uncertainty import aurc, auroc, calibration_error, excess_aurc, spearman
 from idml_zoo.types import Embedding
 
 
@@ -145,6 +145,76 @@ def test_uncertainty_columns_come_from_the_same_neighbours():
     assert found.metrics["auroc_semantic_norm"] is None, "a constant norm says nothing"
     assert found.metrics["spearman_severity"] == pytest.approx(1)
     assert np.array_equal(found.per_query["top1"], ~wrong)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "introspective"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_recall_far_down_the_list_is_counted_instead_of_listed(similarity, inside, monkeypatch):
+    from idml_zoo.evaluation import measure as module
+
+    rng = np.random.default_rng(0)
+    for seed in range(8):
+        e = make_embedding(150, seed=seed, dtype=torch.float32)
+        if seed % 2:  # duplicates of other classes: ties around the best positive
+            e = e[torch.from_numpy(rng.integers(0, 40, 150))]
+        labels = rng.integers(0, 60, 150)
+        queries = None if inside else rng.random(150) < 0.4
+        ks = (1, 5, 40, 60, 100, 500)
+        monkeypatch.setattr(module, "_LISTED", 1000)
+        listed = measure(e, labels, ks, (0,), similarity, queries=queries)
+        monkeypatch.setattr(module, "_LISTED", 1)
+        assert measure(e, labels, ks, (0,), similarity, queries=queries).metrics == listed.metrics
+
+
+def test_the_margin_is_between_the_two_nearest_classes():
+    e, labels = make_embedding(60, dtype=torch.float32), np.arange(60) // 5
+    found = measure(e, labels).per_query["margin"]
+    scores = (e.semantic.double() @ e.semantic.double().T).fill_diagonal_(-2).numpy()
+    for i in range(60):
+        first = labels[scores[i].argmax()]
+        assert found[i] == pytest.approx(max(scores[i][labels != first]) - scores[i].max(), abs=1e-6)
+
+
+def slow_calibration_error(score, wrong, labels, bins):
+    """Pool adjacent violators by hand, one half of the classes for the other; then bins of equally many."""
+    half = np.array([sorted(set(labels)).index(y) % 2 for y in labels])
+    probability = np.empty(len(score))
+    for part in (0, 1):
+        order = np.argsort(score[half != part], kind="stable")
+        x, y = score[half != part][order], (~wrong[half != part][order]).astype(float)
+        blocks = [[v, [t], 1] for t, v in zip(x, y, strict=True)]
+        i = 0
+        while i < len(blocks) - 1:
+            if blocks[i][0] < blocks[i + 1][0]:  # must fall
+                n = blocks[i][2] + blocks[i + 1][2]
+                mean = (blocks[i][0] * blocks[i][2] + blocks[i + 1][0] * blocks[i + 1][2]) / n
+                blocks[i : i + 2] = [[mean, blocks[i][1] + blocks[i + 1][1], n]]
+                i = max(0, i - 1)
+            else:
+                i += 1
+        steps_x = [t for b in blocks for t in b[1]]
+        steps_y = [b[0] for b in blocks for _ in b[1]]
+        probability[half == part] = np.interp(score[half == part], steps_x, steps_y)
+    groups = np.array_split(np.argsort(probability, kind="stable"), bins)
+    return sum(len(g) / len(score) * abs((~wrong[g]).mean() - probability[g].mean()) for g in groups)
+
+
+def test_calibration_error_equals_the_slow_one():
+    rng = np.random.default_rng(0)
+    for count, bins in ((40, 4), (200, 15), (1000, 15)):
+        score, labels = rng.normal(size=count), rng.integers(0, 9, count)
+        wrong = rng.random(count) < 1 / (1 + np.exp(-3 * score))
+        expected = slow_calibration_error(score, wrong, labels, bins)
+        assert calibration_error(score, wrong, labels, bins) == pytest.approx(expected, abs=1e-9)
+    assert calibration_error(score, wrong, labels) < 0.06, "a score that knows is well calibrated on other classes"
+    assert calibration_error(np.ones(5), wrong[:5], labels[:5]) is None
+    assert calibration_error(score, wrong, np.zeros(count)) is None, "there are no other classes"
+
+
+def test_the_excess_is_zero_for_a_score_that_knows():
+    wrong = np.random.default_rng(0).random(50) < 0.3
+    assert excess_aurc(wrong + np.linspace(0, 0.5, 50), wrong) == pytest.approx(0)
+    assert excess_aurc(np.linspace(0, 1, 50), wrong) > 0.05 and excess_aurc(np.ones(50), wrong) is None
 
 
 def test_evaluate_embeddings_refuses_hopeless_data():

@@ -10,12 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,103 +22,13 @@ import torch
 from idml_zoo import results
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.split import Split
-from idml_zoo.evaluation.clustering import cluster_metrics, kmeans_settings
+from idml_zoo.evaluation.clustering import kmeans_settings
 from idml_zoo.evaluation.embed import default_device, embed
-from idml_zoo.evaluation.knn import search
-from idml_zoo.evaluation.retrieval import as_labels, per_query_metrics, positives
-from idml_zoo.evaluation.uncertainty import aurc, auroc, spearman
+from idml_zoo.evaluation.measure import CLUSTER_SEEDS, measure
 from idml_zoo.model import IDMLModel
 from idml_zoo.registry import benchmarks
 from idml_zoo.results import ModelInfo, Protocol, Provenance, Result
-from idml_zoo.types import Embedding
 from idml_zoo.version import __version__
-
-CLUSTER_SEEDS = (0, 1, 2)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Metrics and what they were averaged from; ``per_query`` arrays have one value for each query."""
-
-    metrics: dict[str, float | None]
-    per_query: dict[str, np.ndarray]
-    without_positive: int
-
-
-def measure(
-    embedding: Embedding,
-    labels: Any,
-    ks: Sequence[int] = (1, 2, 4, 8),
-    cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
-    similarity: str = "cosine",
-    severity: np.ndarray | None = None,
-    backend: str = "auto",
-    queries: np.ndarray | None = None,
-) -> Measured:
-    """All metrics of one set of images searched in itself, or of its ``queries`` (bool ``(N,)``) in all the others.
-
-    See :func:`evaluate_embeddings`. Clustering is always over all images.
-    """
-    labels = as_labels(labels)
-    if len(labels) != len(embedding):
-        raise ValueError(f"{len(embedding)} embeddings but {len(labels)} labels")
-    if len(labels.unique()) < 2:
-        raise ValueError("all images are of one class: everything retrieved is right; at least two classes are needed")
-    everyone = slice(None)
-    asking = everyone if queries is None else torch.from_numpy(np.flatnonzero(queries))
-    asked = everyone if queries is None else torch.from_numpy(np.flatnonzero(~queries))
-    question, gallery = embedding[asking], embedding[asked]
-    right, known = labels[asking], labels[asked]
-    r = positives(right, known, excludes_self=queries is None)
-    if not bool((r > 0).any()):
-        raise ValueError("every image is alone in its class: nothing can be retrieved")
-    k = min(max(*ks, int(r.max())), len(known) - (queries is None))
-    neighbours = search(question, gallery, k, similarity, exclude_self=queries is None, backend=backend)
-    values = {n: v.numpy() for n, v in per_query_metrics(neighbours, right, known, ks).items()}
-    metrics: dict[str, float | None] = {n: float(np.nanmean(v)) for n, v in values.items()}
-    metrics |= cluster_metrics(embedding.semantic.float().cpu().numpy(), labels.numpy(), cluster_seeds)
-
-    counted = (r > 0).numpy()
-    top1 = (known[neighbours.indices[:, 0]] == right).numpy()
-    scores = {"level": question.level, "top1_similarity": -neighbours.scores[:, 0]}
-    if question.semantic_norm is not None:
-        scores["semantic_norm"] = -question.semantic_norm
-    uncertainty = {n: s.float().cpu().numpy() for n, s in scores.items()}
-    for name, score in uncertainty.items():
-        metrics[f"auroc_{name}"] = auroc(score[counted], ~top1[counted])
-        metrics[f"aurc_{name}"] = aurc(score[counted], ~top1[counted])
-    if severity is not None:
-        metrics["spearman_severity"] = spearman(uncertainty["level"], severity[asking])
-    per_query = {"top1": top1, "r_precision": values["r_precision"], "map@r": values["map@r"]}
-    return Measured(metrics, per_query | uncertainty, int((~counted).sum()))
-
-
-def evaluate_embeddings(
-    embedding: Embedding,
-    labels: Any,
-    ks: Sequence[int] = (1, 2, 4, 8),
-    cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
-    similarity: str = "cosine",
-) -> dict[str, float | None]:
-    """The benchmark's metrics from an embedding that is already there; every image queries all the others.
-
-    Args:
-        embedding: of N images.
-        labels: ``(N,)`` integers.
-        ks: the K of Recall@K.
-        cluster_seeds: seeds of k-means.
-        similarity: "cosine" or "introspective", for search; clustering is always on the semantic embedding.
-
-    Returns:
-        Fractions in [0, 1]: ``recall@K``, ``r_precision``, ``map@r``; ``nmi``, ``ami``, ``f1`` with ``*_std`` over the
-        cluster seeds; ``auroc_level``, ``auroc_top1_similarity`` and ``auroc_semantic_norm``: how well the uncertainty
-        level, and the free baselines minus top-1 similarity and minus semantic norm, tell a wrong top-1; ``aurc_*``:
-        the area under the risk–coverage curve of the same (lower is better). None where not defined.
-
-    Raises:
-        ValueError: counts that disagree, one class only, no positive for any query, NaN or inf.
-    """
-    return measure(embedding, labels, ks, cluster_seeds, similarity).metrics
 
 
 @lru_cache(maxsize=1)

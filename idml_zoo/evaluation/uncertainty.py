@@ -22,15 +22,25 @@ def auroc(score: np.ndarray, wrong: np.ndarray) -> float | None:
     return float(roc_auc_score(wrong, score))
 
 
-def aurc(score: np.ndarray, wrong: np.ndarray) -> float | None:
-    """Area under the risk–coverage curve (Geifman and El-Yaniv, NeurIPS 2017): the mean risk over all coverages.
+def risk_coverage(score: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The risk–coverage curve (Geifman and El-Yaniv, NeurIPS 2017): ``(N,)`` coverage k/N and risk, the share of wrong
+    ones among the k surest queries.
 
-    Queries are kept in ascending order of ``score``; the risk at coverage k/N is the share of wrong ones among the k
-    surest. Equal scores share the risk of their group in expectation, so the order among them does not matter.
+    Queries are kept in ascending order of ``score``. Equal scores share the risk of their group in expectation, so the
+    order among them does not matter.
 
     Args:
         score: ``(N,)`` larger = less sure.
         wrong: ``(N,)`` boolean.
+    """
+    _, group, size = np.unique(score, return_inverse=True, return_counts=True)
+    expected = (np.bincount(group, weights=wrong) / size)[np.sort(group)]  # what each of a group is wrong on average
+    count = np.arange(1, len(score) + 1)
+    return count / len(score), np.cumsum(expected) / count
+
+
+def aurc(score: np.ndarray, wrong: np.ndarray) -> float | None:
+    """Area under :func:`risk_coverage`: the mean risk over all coverages.
 
     Returns:
         In [0, 1], lower is better; for a useless score the share of wrong queries. None where N = 0 or the score is
@@ -38,9 +48,49 @@ def aurc(score: np.ndarray, wrong: np.ndarray) -> float | None:
     """
     if len(score) == 0 or np.ptp(score) == 0:
         return None
-    _, group, size = np.unique(score, return_inverse=True, return_counts=True)
-    expected = (np.bincount(group, weights=wrong) / size)[np.sort(group)]  # what each of a group is wrong on average
-    return float(np.mean(np.cumsum(expected) / np.arange(1, len(score) + 1)))
+    return float(np.mean(risk_coverage(score, wrong)[1]))
+
+
+def excess_aurc(score: np.ndarray, wrong: np.ndarray) -> float | None:
+    """AURC above that of a score that knows: 0 for one that puts all right queries before all wrong ones.
+
+    (Geifman, Uziel and El-Yaniv, ICLR 2019.) In [0, 1]; None as for :func:`aurc`.
+    """
+    found = aurc(score, wrong)
+    return None if found is None else found - float(np.mean(risk_coverage(wrong.astype(float), wrong)[1]))
+
+
+def calibration_error(score: np.ndarray, wrong: np.ndarray, labels: np.ndarray, bins: int = 15) -> float | None:
+    """Expected calibration error of a score as a probability of being right, learned on other classes.
+
+    A score has no unit, so it is first made a probability by isotonic regression. The classes are halved (every other
+    one, in the order of their labels); each half's queries get the probability learned on the other half's, so that
+    nothing is judged on a class that it was fitted to. Then the mean over ``bins`` bins of equally many queries of
+    |share of right ones − mean probability|, weighed by their number (Guo et al., ICML 2017, with equal masses).
+
+    Args:
+        score: ``(N,)`` larger = less sure.
+        wrong: ``(N,)`` boolean.
+        labels: ``(N,)`` classes.
+        bins: number of bins, at most N.
+
+    Returns:
+        In [0, 1], lower is better; None where the score is constant or a half has no query.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    if len(score) == 0 or np.ptp(score) == 0:
+        return None
+    half = np.unique(labels, return_inverse=True)[1] % 2 == 0
+    if half.all() or not half.any():
+        return None
+    probability = np.empty(len(score))
+    for part in (half, ~half):
+        fit = IsotonicRegression(y_min=0, y_max=1, increasing=False, out_of_bounds="clip")
+        probability[part] = fit.fit(score[~part], ~wrong[~part]).predict(score[part])
+    order = np.argsort(probability, kind="stable")
+    groups = np.array_split(order, min(bins, len(order)))
+    return float(sum(abs((~wrong[g]).sum() - probability[g].sum()) for g in groups) / len(score))
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
