@@ -13,6 +13,7 @@ LAYERS = {
     "types": 0,
     "results": 0,
     "variants": 0,
+    "compare": 0,
     "similarity": 1,
     "heads": 1,
     "distributed": 1,
