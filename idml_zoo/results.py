@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no cost and no corruptions
 PROTOCOL = 1
 # In [-1, 1]; every other metric is a fraction in [0, 1].
 CORRELATIONS = frozenset({"spearman_severity"})
@@ -31,6 +31,8 @@ METRICS = (
 )
 _RECALL = re.compile(r"recall@[1-9]\d*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+COSTS = ("gmacs", "images_per_second", "bytes_per_image")
+SEVERITIES = ("1", "2", "3", "4", "5")
 CHECKPOINTS = ("none", "last", "validation", "test")
 
 
@@ -132,6 +134,9 @@ class Result:
         queries: number of test images; ``queries_without_positive``: those left out, alone in their class.
         training: what a reader of the row must know of it ("15 epochs at 128 px"), "" for none.
         statistics: last logged values of the training (mean level, mean factors, ...).
+        cost: ``gmacs``, ``images_per_second``, ``bytes_per_image``, as far as known (of the parameters see the model).
+        corruptions: by corruption, then severity "1" to "5": ``recall@1`` and mean ``level`` of corrupted queries that
+            are searched in the clean gallery.
         per_query: arrays of length ``queries``, kept beside the JSON, never inside.
         queries_sha256: of that file.
     """
@@ -147,6 +152,8 @@ class Result:
     provenance: Provenance
     training: str = ""
     statistics: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    corruptions: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     queries_sha256: str | None = None
     schema: int = SCHEMA
     per_query: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -171,9 +178,8 @@ def _require(ok: bool, what: str) -> None:
 
 
 def _check(r: Result) -> None:
-    _require(
-        r.schema == SCHEMA, f"schema is {r.schema!r}, this version reads {SCHEMA}; evaluate again or update idml_zoo"
-    )
+    known = f"this version reads 1–{SCHEMA}; update idml_zoo, or evaluate again with this version"
+    _require(type(r.schema) is int and 1 <= r.schema <= SCHEMA, f"schema is {r.schema!r}, {known}")
     for name in ("benchmark", "row"):
         value = getattr(r, name)
         _require(
@@ -190,6 +196,14 @@ def _check(r: Result) -> None:
     _require(
         type(left_out) is int and 0 <= left_out < r.queries, f"queries_without_positive is {left_out!r} of {r.queries}"
     )
+    for name, value in r.cost.items():
+        ok = name in COSTS and type(value) in (int, float) and math.isfinite(value) and value >= 0
+        _require(ok, f"cost must hold {', '.join(COSTS)} ≥ 0, got {name} = {value!r}")
+    for name, curve in r.corruptions.items():
+        for severity, point in curve.items():
+            ok = severity in SEVERITIES and set(point) == {"recall@1", "level"}
+            ok = ok and all(math.isfinite(v) and v >= 0 for v in point.values()) and point["recall@1"] <= 1
+            _require(ok, f"corruptions.{name}.{severity} must hold recall@1 in [0, 1] and a level, got {point!r}")
     _require("recall@1" in r.metrics, "metrics has no recall@1")
     for name, value in r.metrics.items():
         _require(name in METRICS or bool(_RECALL.fullmatch(name)), f"unknown metric {name!r}")

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 import idml_zoo
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.distributed import gather
-from idml_zoo.evaluation.protocol import code_state, evaluate, save_result
+from idml_zoo.evaluation.protocol import evaluate, save_result
+from idml_zoo.evaluation.provenance import code_state
 from idml_zoo.hub import WEIGHTS, save_pretrained, sha256_of
 from idml_zoo.leaderboard import build_leaderboard, summary
 from idml_zoo.losses import create_criterion, mixup

@@ -57,7 +57,13 @@ def damage(data, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["schema"], 2, "schema is 2, this version reads 1"),
+        (["schema"], 3, "schema is 3, this version reads 1–2"),
+        (["schema"], "2", "schema is '2'"),
+        (["cost"], {"euros": 3.0}, "cost must hold gmacs"),
+        (["cost"], {"gmacs": -3.0}, "got gmacs = -3.0"),
+        (["corruptions"], {"blur": {"6": {"recall@1": 0.1, "level": 1.0}}}, r"corruptions\.blur\.6"),
+        (["corruptions"], {"blur": {"1": {"recall@1": 1.1, "level": 1.0}}}, r"recall@1 in \[0, 1\]"),
+        (["corruptions"], {"blur": {"1": {"recall@1": 0.1}}}, r"corruptions\.blur\.1 must hold"),
         (["metrics", "recall@1"], 57.4, r"recall@1 must be a fraction in \[0, 1\] or null, got 57.4"),
         (["metrics", "recall@1"], "57.4", "must be a fraction"),
         (["metrics", "recall@1"], float("nan"), "must be a fraction"),
@@ -84,6 +90,15 @@ def test_damaged_results_are_refused_by_name(tmp_path, path, value, message):
     with pytest.raises(ResultError, match=message) as caught:
         read_results(tmp_path)
     assert str(file) in str(caught.value)
+
+
+def test_files_of_the_first_schema_are_read(tmp_path):
+    result = make_result()
+    data = json.loads(result.to_json()) | {"schema": 1}
+    del data["cost"], data["corruptions"]
+    results.write_text(result.path(tmp_path), json.dumps(data))
+    old = read_result(result.path(tmp_path))
+    assert old.schema == 1 and old.cost == {} and replace(old, schema=results.SCHEMA) == result
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema": 1', "[1, 2]", "null", "\xff"])

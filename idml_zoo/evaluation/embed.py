@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -19,11 +21,19 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def _untouched(image: Any) -> Any:
+    return image
+
+
+def _as_lists(items: list[tuple[Any, int, int]]) -> tuple[list[Any], ...]:
+    return tuple(list(part) for part in zip(*items, strict=True))
+
+
 @torch.no_grad()
 def embed(
     model: nn.Module,
     split: Split,
-    transform: TransformConfig,
+    transform: TransformConfig | None,
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str | None = None,
@@ -34,7 +44,7 @@ def embed(
     Args:
         model: returns an Embedding for ``(B, 3, S, S)``; its training mode is put back afterwards.
         split: the images.
-        transform: preprocessing; the evaluation side of it.
+        transform: preprocessing; the evaluation side of it. None: the model gets lists of PIL images.
         batch_size, workers: of the loader.
         device: where to compute; None for :func:`default_device`.
         progress: show a bar.
@@ -46,16 +56,21 @@ def embed(
     from rich.progress import track
 
     device = torch.device(device) if device is not None else default_device()
-    _, evaluation = build_transforms(transform)
-    loader = DataLoader(
-        ImageDataset(split, evaluation), batch_size, num_workers=workers, pin_memory=device.type == "cuda"
+    as_tensor: Any = _untouched if transform is None else build_transforms(transform)[1]
+    loader: Any = DataLoader(
+        ImageDataset(split, as_tensor),
+        batch_size,
+        num_workers=workers,
+        pin_memory=device.type == "cuda" and transform is not None,
+        collate_fn=_as_lists if transform is None else None,
     )
     was_training = model.training
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     parts: list[Embedding] = []
     try:
         for images, _, _ in track(loader, description="embedding", transient=True, disable=not progress):
-            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            if transform is not None:
+                images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
             parts.append(model(images).to("cpu", torch.float32))
     finally:
         model.train(was_training)

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from idml_zoo.data.corruptions import corrupt
+from idml_zoo.data.split import Split
+from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import cluster_metrics
+from idml_zoo.evaluation.embed import embed
 from idml_zoo.evaluation.knn import ranks, search
 from idml_zoo.evaluation.retrieval import as_labels, per_query_metrics, positives
 from idml_zoo.evaluation.scan import exact_scores
@@ -128,6 +132,47 @@ def _class_margin(neighbours: Neighbours, known: Tensor) -> Tensor:
     other = found != found[:, :1]
     second = neighbours.scores.gather(1, other.int().argmax(1, keepdim=True)).squeeze(1)
     return (neighbours.scores[:, 0] - second).masked_fill(~other.any(1), 0)
+
+
+def corruption_curves(
+    model: nn.Module,
+    split: Split,
+    transform: TransformConfig | None,
+    clean: Embedding,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    similarity: str,
+    **how: Any,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Recall@1 and mean level of corrupted queries, searched in the clean gallery without the query's own clean image.
+
+    Args:
+        model, split, transform, how: as for :func:`~idml_zoo.evaluation.embed.embed`.
+        clean: embedding of the split.
+        corruptions, severities: of :mod:`idml_zoo.data.corruptions`.
+        similarity: of the search.
+
+    Returns:
+        ``curves["blur"]["3"] == {"recall@1": …, "level": …}``.
+    """
+    curves: dict[str, dict[str, dict[str, float]]] = {}
+    labels = as_labels(split.labels)
+    asking = torch.arange(len(labels)) if split.queries is None else torch.from_numpy(np.flatnonzero(split.queries))
+    asked = torch.arange(len(labels)) if split.queries is None else torch.from_numpy(np.flatnonzero(~split.queries))
+    counted = positives(labels[asking], labels[asked], split.queries is None) > 0
+    resize: dict[str, Any] = {"side": 256}
+    if transform is not None:  # then the transform finds nothing left to resize
+        side = round(transform.image_size / transform.crop_fraction)
+        resize = {"side": side, "interpolation": transform.interpolation}
+    for name in corruptions:
+        for severity in severities:
+            worse = corrupt(split, name, severity, **resize)
+            question = embed(model, worse, transform, **how)[asking]
+            near = search(question, clean[asked], 1, similarity, exclude_self=split.queries is None)
+            hit = labels[asked][near.indices[:, 0]] == labels[asking]
+            point = {"recall@1": float(hit[counted].double().mean()), "level": float(question.level.double().mean())}
+            curves.setdefault(name, {})[str(severity)] = point
+    return curves
 
 
 def evaluate_embeddings(

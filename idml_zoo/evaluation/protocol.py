@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,83 +17,36 @@ import torch
 from idml_zoo import results
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.split import Split
+from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import kmeans_settings
+from idml_zoo.evaluation.cost import embedding_cost
 from idml_zoo.evaluation.embed import default_device, embed
-from idml_zoo.evaluation.measure import CLUSTER_SEEDS, measure
-from idml_zoo.model import IDMLModel
+from idml_zoo.evaluation.measure import CLUSTER_SEEDS, corruption_curves, measure
+from idml_zoo.evaluation.own import as_embedder
+from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
 from idml_zoo.registry import benchmarks
 from idml_zoo.results import ModelInfo, Protocol, Provenance, Result
-from idml_zoo.version import __version__
-
-
-@lru_cache(maxsize=1)
-def code_state() -> tuple[str | None, bool | None]:
-    """Commit of the checkout this package runs from and whether it is dirty; (None, None) where it is installed.
-
-    Remembered from the first call, so that a long run that asks at its start records the code it runs.
-    """
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists() or not (root / "pyproject.toml").is_file():
-        return None, None
-    try:
-        run = [
-            subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, check=True, timeout=20).stdout
-            for a in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "idml_zoo", "recipes", "pyproject.toml"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None, None
-    return run[0].strip(), bool(run[1].strip())
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "idml_zoo": __version__}
-    for name in (
-        "torch",
-        "torchvision",
-        "timm",
-        "accelerate",
-        "scikit-learn",
-        "numpy",
-        "pillow",
-        "faiss-gpu",
-        "faiss-cpu",
-    ):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()})"
-
-
-def _command() -> str:
-    program = sys.argv[0]
-    try:
-        program = str(Path(program).resolve().relative_to(Path.cwd()))
-    except ValueError:
-        program = Path(program).name
-    return shlex.join([program, *sys.argv[1:]])
+from idml_zoo.types import Embedding
 
 
 def evaluate(
-    model: IDMLModel,
+    model: Any,
     benchmark: str | Benchmark,
     *,
     root: str | Path = "data",
+    transform: TransformConfig | None = None,
     row: str | None = None,
     seed: int = 0,
     similarity: str = "cosine",
     cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
+    corruptions: Sequence[str] = (),
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str | None = None,
     split: Split | None = None,
     split_name: str = "test",
+    embedding: Embedding | None = None,
     variant: str = "none",
     pretrained: str = "none",
     checkpoint: str = "none",
@@ -112,15 +60,21 @@ def evaluate(
     """Measures a model on a benchmark's test split.
 
     Args:
-        model: a model of the zoo, on any device.
+        model: a model of the zoo, or one's own: a callable of ``(B, 3, S, S)`` images, a timm network, or an object
+            with ``encode(list of PIL images)``; it returns vectors, or pairs of vectors and uncertainties (see
+            ``idml_zoo.evaluation.own``).
         benchmark: a registered name ("cub") or a record (see ``idml_zoo.table_benchmark``).
         root: the folder that holds the data.
+        transform: preprocessing; None for the model's own.
         row: name of the leaderboard row; default head and backbone.
         seed: which seed of that row this is.
         similarity: what search uses, "cosine" or "introspective".
         cluster_seeds: seeds of k-means.
+        corruptions: names of ``idml_zoo.data.corruptions``: also measure corrupted queries in the clean gallery, at
+            each of ``severities``; every one embeds all images once more.
         batch_size, workers, device, progress: how to compute the embeddings.
         split, split_name: measure this split of the benchmark instead of its test split.
+        embedding: of that split, by this model, where it is there already (for a second similarity).
         variant, pretrained, checkpoint, training, train_seconds, recipe, weights_sha256, statistics: where the model
             comes from; recorded in the result, not checked.
 
@@ -129,16 +83,20 @@ def evaluate(
 
     Raises:
         DataError: data missing, broken, or not what the benchmark expects.
-        ValueError: embeddings that are not finite or not of unit norm.
+        ValueError: embeddings that are not finite or not of unit norm; a model that returns something else.
     """
     record = benchmarks[benchmark] if isinstance(benchmark, str) else benchmark
     split = split or record.splits(root).test
     device = torch.device(device) if device is not None else default_device()
     started = time.perf_counter()
-    transform = model.transform
-    embedding = embed(model, split, transform, batch_size, workers, device, progress)
+    model = as_embedder(model, transform)
+    transform = transform or model.transform
+    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device, "progress": progress}
+    if embedding is None:
+        embedding = embed(model, split, transform, **how)
     severity = split.extras.get("severity")
     measured = measure(embedding, split.labels, record.ks, cluster_seeds, similarity, severity, queries=split.queries)
+    curves = corruption_curves(model, split, transform, embedding, corruptions, severities, similarity, **how)
     seconds = {"evaluate": round(time.perf_counter() - started, 2)}
     if train_seconds is not None:
         seconds["train"] = round(train_seconds, 1)
@@ -157,11 +115,7 @@ def evaluate(
             variant=variant,
         ),
         protocol=Protocol(
-            image_size=transform.image_size,
-            crop_fraction=transform.crop_fraction,
-            interpolation=transform.interpolation,
-            mean=list(transform.mean),
-            std=list(transform.std),
+            **_preprocessing(transform),
             similarity=similarity,
             kmeans=kmeans_settings(cluster_seeds),
             checkpoint=checkpoint,
@@ -172,11 +126,11 @@ def evaluate(
         queries=len(measured.per_query["top1"]),
         queries_without_positive=measured.without_positive,
         provenance=Provenance(
-            command=_command(),
+            command=command(),
             commit=commit,
             dirty=dirty,
-            versions=_versions(),
-            device=_device_name(device),
+            versions=versions(),
+            device=device_name(device),
             dtype="float32",
             threads=torch.get_num_threads(),
             seconds=seconds,
@@ -188,8 +142,24 @@ def evaluate(
         ),
         training=training,
         statistics=statistics or {},
+        cost=embedding_cost(model, transform, embedding.dim, similarity, device),
+        corruptions=curves,
         per_query=measured.per_query,
     )
+
+
+def _preprocessing(transform: TransformConfig | None) -> dict[str, Any]:
+    """What the protocol records of it; a model that takes PIL images does its own."""
+    if transform is None:
+        return {"image_size": 0, "crop_fraction": 1.0, "interpolation": "the model's own", "mean": [], "std": []}
+    mean, std = list(transform.mean), list(transform.std)
+    return {
+        "image_size": transform.image_size,
+        "crop_fraction": transform.crop_fraction,
+        "interpolation": transform.interpolation,
+        "mean": mean,
+        "std": std,
+    }
 
 
 def save_result(result: Result, root: str | Path) -> Path:

@@ -1,0 +1,67 @@
+"""What an embedding costs: multiplications, images a second, bytes in an index."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from idml_zoo.data.transforms import TransformConfig
+
+_SECONDS = 0.3  # for which the rate is measured
+
+
+def embedding_cost(
+    model: Any, transform: TransformConfig | None, dim: int, similarity: str, device: torch.device, batch_size: int = 64
+) -> dict[str, float]:
+    """Cost figures of a model that takes tensors; of one that takes PIL images only the bytes.
+
+    Args:
+        model: in whatever mode.
+        transform: its preprocessing; None where it takes PIL images.
+        dim: D of its embedding.
+        similarity: that search uses.
+        device: where the rate is measured.
+        batch_size: images at once, for the rate.
+
+    Returns:
+        ``bytes_per_image``: of float32 vectors in an index (twice as many for the introspective search, which needs the
+        uncertainty too); ``gmacs``: 1e9 multiply-adds for one image, as torch counts them; ``images_per_second``:
+        forward passes of a batch of random images, on this device and as busy as it was.
+    """
+    cost = {"bytes_per_image": 4.0 * dim * (2 if similarity == "introspective" else 1)}
+    if transform is None:
+        return cost
+    from torch.utils.flop_counter import FlopCounterMode
+
+    side = transform.image_size
+    was_training = model.training
+    model.to(device).eval()
+    try:
+        with torch.no_grad():
+            images = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+            with FlopCounterMode(display=False) as counter:
+                model(images[:1])
+            if counter.get_total_flops():  # a callable that computes without torch has none that could be counted
+                cost["gmacs"] = counter.get_total_flops() / 2e9
+            cost["images_per_second"] = _rate(model, images)
+    finally:
+        model.train(was_training)
+    return cost
+
+
+def _rate(model: nn.Module, images: torch.Tensor) -> float:
+    def wait() -> None:
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+
+    model(images)
+    wait()
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < _SECONDS or not done:
+        model(images)
+        wait()
+        done += len(images)
+    return done / (time.perf_counter() - start)
