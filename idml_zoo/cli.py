@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idml_zoo import cli_data
+from idml_zoo import cli_data, cli_results
 from idml_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.set_defaults(run=_eval)
 
     cli_data.add_parser(commands)
+    cli_results.add_parser(commands)
 
     one = commands.add_parser("analyse", help="draw how uncertainty slows learning down")
     one.add_argument(

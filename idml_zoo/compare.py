@@ -7,10 +7,15 @@ nothing of the spread between seeds, and with few seeds the spread is understate
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from idml_zoo.results import Result, ResultError
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -71,6 +76,28 @@ def bootstrap_means(rows: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 
         out[:, i] = (found[:, first : first + len(r)] * share).sum(1)
         first += len(r)
     return out
+
+
+def load_queries(root: str | Path, result: Result) -> dict[str, np.ndarray] | None:
+    """The values of every query that lie beside a result file, or None where it says that there are none.
+
+    Raises:
+        ResultError: missing, changed since they were written, or of another number of queries; it names the file.
+    """
+    if result.queries_sha256 is None:
+        return None
+    path = result.path(root).with_suffix(".queries.npz")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ResultError(f"{path} is missing ({error.strerror}); get it back or evaluate again") from error
+    if hashlib.sha256(content).hexdigest() != result.queries_sha256:
+        raise ResultError(f"{path} is not the file that {result.path(root).name} was written with; evaluate again")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        values = dict(file)
+    if any(v.shape != (result.queries,) for v in values.values()):
+        raise ResultError(f"{path} must hold {result.queries} values of each kind; evaluate again")
+    return values
 
 
 def difference(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idml_zoo.registry import benchmarks
-from idml_zoo.results import Result, ResultError, read_results, write_text
+from idml_zoo.results import METRICS, Result, ResultError, read_results, write_text
 from idml_zoo.zoo import BACKBONES
 
 if TYPE_CHECKING:
@@ -28,9 +28,17 @@ _TITLES = {
     "nmi": "NMI",
     "ami": "AMI",
     "f1": "F1",
-    "auroc_level": "AUROC ‖u‖",
-    "auroc_top1_similarity": "AUROC −sim",
-    "auroc_semantic_norm": "AUROC −norm",
+    **{
+        f"{metric}_{score}": f"{name} {sign}"
+        for metric, name in (("auroc", "AUROC"), ("aurc", "AURC"), ("eaurc", "E-AURC"), ("ece", "ECE"))
+        for score, sign in (
+            ("level", "‖u‖"),
+            ("top1_similarity", "−sim"),
+            ("margin", "−margin"),
+            ("semantic_norm", "−norm"),
+        )
+    },
+    **{f"{metric}_std": f"{metric.upper()} std" for metric in ("nmi", "ami", "f1")},
     "spearman_severity": "ρ severity",
 }
 _REPORTED_KEYS = ("benchmark", "method", "backbone", "dim", "source", "note")
@@ -112,12 +120,19 @@ def percent(values: Sequence[float] | None) -> str:
 
 def _columns(rows: Sequence[Row]) -> list[str]:
     present = {m for row in rows for r in row.results for m, v in r.metrics.items() if v is not None}
-    recalls = sorted((m for m in present if m.startswith("recall@")), key=_recall_order)
-    return recalls + [m for m in _SHOWN if m in present]
+    return [m for m in in_order(present) if m in _SHOWN or m.startswith("recall@")]
 
 
-def _title(metric: str) -> str:
-    return _TITLES.get(metric) or f"R@{_recall_order(metric)}"
+def in_order(names: Iterable[str]) -> list[str]:
+    """Metrics as a reader expects them: Recall@K by K, then in the schema's order."""
+    names = set(names)
+    recalls = sorted((m for m in names if m.startswith("recall@")), key=_recall_order)
+    return recalls + [m for m in METRICS if m in names]
+
+
+def title(metric: str) -> str:
+    """A metric's heading."""
+    return _TITLES.get(metric) or (f"R@{_recall_order(metric)}" if "@" in metric else metric)
 
 
 def _markdown(header: Sequence[str], body: Iterable[Sequence[str]], align: Sequence[str]) -> str:
@@ -146,7 +161,7 @@ def pretraining(source: str) -> str:
 
 def _measured_table(rows: Sequence[Row]) -> str:
     metrics = _columns(rows)
-    header = ["row", "seeds", *map(_title, metrics), "network", "pretrained on", "training", "search"]
+    header = ["row", "seeds", *map(title, metrics), "network", "pretrained on", "training", "search"]
     body = []
     for row in rows:
         r = row.first
@@ -200,7 +215,7 @@ def _reported_table(rows: Sequence[dict[str, str]]) -> str:
     body = [[r["method"], *(r[m] or "–" for m in metrics), r["backbone"], r["dim"], r["source"]] for r in ordered]
     notes = sorted({r["note"] for r in rows if r["note"]})
     align = ("left", *["right"] * len(metrics), *["left"] * 3)
-    table = _markdown(["method", *map(_title, metrics), "backbone", "dim", "source"], body, align)
+    table = _markdown(["method", *map(title, metrics), "backbone", "dim", "source"], body, align)
     return table + "".join(f"\n\n{n}" for n in notes)
 
 
@@ -312,5 +327,5 @@ def summary(results: Sequence[Result]) -> Table:
     for row in rows:
         table.add_column(row.first.row, justify="right", overflow="fold")
     for metric in _columns(rows):
-        table.add_row(_title(metric), *(percent(row.values(metric)) for row in rows))
+        table.add_row(title(metric), *(percent(row.values(metric)) for row in rows))
     return table

@@ -30,6 +30,7 @@ LAYERS = {
     "leaderboard": 4,
     "cli": 5,
     "cli_data": 5,
+    "cli_results": 5,
     "__main__": 5,
     "__init__": 5,
 }

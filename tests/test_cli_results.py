@@ -1,0 +1,83 @@
+"""``idml-zoo results``: what it shows is in the files, and what is damaged is named."""
+
+import json
+
+import numpy as np
+import pytest
+from test_results import make_result
+
+from idml_zoo.cli import main
+from idml_zoo.evaluation.protocol import save_result
+
+
+def row(root, name, share, seeds=2, n=400, **changes):
+    rng = np.random.default_rng(0)
+    base = rng.random(n)
+    for seed in range(seeds):
+        top1 = (base + 0.02 * rng.normal(size=n)) < share
+        values = {"top1": top1, "r_precision": top1 / 2, "map@r": top1 / 4}
+        means = {"recall@1": float(top1.mean()), "r_precision": float(top1.mean() / 2), "map@r": float(top1.mean() / 4)}
+        result = make_result(name, seed, queries=n, metrics=means, per_query=values, **changes)
+        save_result(result, root)
+    return root / "mine" / name
+
+
+def test_show(tmp_path, capsys):
+    folder = row(tmp_path, "a", 0.5, cost={"gmacs": 1.5}, corruptions={"blur": {"2": {"recall@1": 0.25, "level": 0.5}}})
+    assert main(["results", "show", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "mine / a, 400 queries" in out and "seed 1" in out and "mean ± std" in out
+    assert "gmacs 1.5" in out and "blur, by severity: 2: 25.0 (level 0.5)" in out and "commit abc" in out
+    assert main(["results", "show", str(folder / "seed1.json")]) == 0
+    assert "mean ± std" not in capsys.readouterr().out
+
+
+def test_diff(tmp_path, capsys):
+    low, high = row(tmp_path, "low", 0.5), row(tmp_path, "high", 0.6)
+    assert main(["results", "diff", str(high), str(low)]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "R@1" in x)
+    interval = line.split("[")[1].split("]")[0].split(",")
+    assert 0 < float(interval[0]) < 10 < float(interval[1]) + 8 and "=" not in line
+    same = row(tmp_path, "same", 0.5)
+    assert main(["results", "diff", str(same), str(low)]) == 0
+    out = capsys.readouterr().out
+    assert " = " in next(x for x in out.splitlines() if "R@1" in x) and "cannot be told apart" in out
+
+
+def test_rows_of_other_images_are_not_compared(tmp_path, capsys):
+    a, b = row(tmp_path, "a", 0.5, seeds=1), row(tmp_path, "b", 0.5, seeds=1)
+    file = b / "seed0.json"
+    file.write_text(file.read_text().replace('"data_sha256": "ff"', '"data_sha256": "ee"'))
+    assert main(["results", "diff", str(a), str(b)]) == 1
+    assert "measured on different images" in capsys.readouterr().err
+
+
+def test_validate_names_what_is_wrong(tmp_path, capsys):
+    a, b, c, d = (row(tmp_path, name, 0.5, seeds=1) for name in "abcd")
+    assert main(["results", "validate", str(tmp_path)]) == 0
+    assert "4 of 4 result files are whole" in capsys.readouterr().out
+    (a / "seed0.queries.npz").unlink()
+    (b / "seed0.queries.npz").write_bytes((b / "seed0.queries.npz").read_bytes()[:-1])
+    data = json.loads((c / "seed0.json").read_text())
+    data["metrics"]["recall@1"] += 0.01
+    (c / "seed0.json").write_text(json.dumps(data))
+    (d / ".seed0.json.half").write_text("{")
+    assert main(["results", "validate", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "a/seed0.queries.npz is missing" in captured.err
+    assert "b/seed0.queries.npz is not the file that seed0.json was written with" in captured.err
+    assert "c/seed0.json: recall@1 is" in captured.err and ".seed0.json.half is no result file" in captured.err
+    assert "1 of 4 result files are whole" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "nowhere"], "no result file nowhere"),
+        (["validate", "nowhere"], "no result files under nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["results", *arguments]) == 1
+    assert message in capsys.readouterr().err
