@@ -73,11 +73,11 @@ def test_the_two_set_up_commands(workplace):
 
 def test_measured_numbers_are_those_of_the_result_files():
     """Tables whose first column is `benchmark/row`: every cell is what the leaderboard says."""
-    from idml_zoo.leaderboard import _TITLES, _title, group, percent
-    from idml_zoo.results import read_results
+    from idml_zoo.leaderboard import group, percent, title
+    from idml_zoo.results import METRICS, read_results
 
     rows = {f"{r.first.benchmark}/{r.first.row}": r for r in group(read_results(ROOT / "leaderboard" / "results"))}
-    metrics = {_title(m): m for m in (*_TITLES, "recall@1", "recall@2", "recall@4", "recall@8")}
+    metrics = {title(m): m for m in (*METRICS, "recall@1", "recall@2", "recall@4", "recall@8")}
     header, checked = [], 0
     for line in README.splitlines():
         cells = [c.strip() for c in line.strip().strip("|").split("|")]
@@ -85,9 +85,9 @@ def test_measured_numbers_are_those_of_the_result_files():
             header = cells
         elif header and cells[0].strip("`") in rows:
             row = rows[cells[0].strip("`")]
-            for title, cell in zip(header[1:], cells[1:], strict=True):
-                if title in metrics:
-                    assert cell == percent(row.values(metrics[title])), f"{cells[0]}, {title}"
+            for heading, cell in zip(header[1:], cells[1:], strict=True):
+                if heading in metrics:
+                    assert cell == percent(row.values(metrics[heading])), f"{cells[0]}, {heading}"
                     checked += 1
         elif not line.startswith("|"):
             header = []
