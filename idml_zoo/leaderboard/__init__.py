@@ -1,7 +1,8 @@
 """Result files and reported numbers to tables. A function of files: the same files give the same bytes.
 
 A leaderboard folder holds ``results/`` (written only by evaluation), optionally ``reported.csv``, and what is
-generated from them: ``README.md`` and one CSV for each benchmark. Nothing of it needs torch; rich to print.
+generated from them: ``README.md``, ``index.html`` and one CSV for each benchmark. Nothing of it needs torch; rich to
+print.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from idml_zoo.leaderboard.page import html_page
 from idml_zoo.leaderboard.rows import Row, group, in_order, percent, sections, title
 from idml_zoo.leaderboard.tables import columns, csv_table, markdown_page
 from idml_zoo.results import Result, write_text
@@ -27,7 +29,7 @@ def render(root: str | Path) -> dict[str, str]:
         ResultError: a bad result or reported file; it names it.
     """
     found = sections(root)
-    files = {"README.md": markdown_page(found)}
+    files = {"README.md": markdown_page(found), "index.html": html_page(found, Path(root))}
     for section in found:
         rows = [row for part in section.measured.values() for row in part]
         files[f"{section.benchmark}.csv"] = csv_table(rows, section.reported)
