@@ -82,6 +82,7 @@ def test_blocks_and_groups_change_nothing(seed, similarity, monkeypatch):
     monkeypatch.setattr(knn, "_SCANNED", 1)
     monkeypatch.setattr(knn, "_ROWS", 7)
     monkeypatch.setattr(scan, "_GATHERED", 5000)
+    monkeypatch.setattr(scan, "_OPEN", 5000)
     found = search(queries, gallery, k, similarity, exclude_self)
     assert torch.equal(found.indices, whole.indices) and torch.equal(found.scores, whole.scores)
 

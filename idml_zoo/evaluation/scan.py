@@ -12,7 +12,8 @@ from idml_zoo.similarity import ALPHA_FLOOR, TAU
 
 TILE = 64  # gallery images that share a bound
 SLACK = 8  # candidates beyond k that are scored exactly at once
-_GATHERED = 1 << 24  # values held at once for exact scores
+_GATHERED = 1 << 17  # values held at once for exact scores: what a core's cache holds
+_OPEN = 1 << 24  # pairs at once of which some are left open
 _HALF_ULP = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 _ABOVE = 1 + 1e-5  # more than the rounding of a few float32 operations
@@ -174,7 +175,7 @@ class Scan:
             left = torch.cat([left[:, None], rest], 1).amax(1)
         indices, scores = (t[:, :k] for t in ordered(self.order[position], scores))
         undecided = (left >= scores[:, -1]).nonzero().squeeze(1)
-        groups = undecided.split(max(1, _GATHERED // (self.tiles * TILE))) if len(undecided) else ()
+        groups = undecided.split(max(1, _OPEN // (self.tiles * TILE))) if len(undecided) else ()
         for rows in groups:
             reached = tile_bound[rows] >= scores[rows, -1:]
             mine, doubt = (None if t is None else t[rows] for t in (own, u))
