@@ -16,14 +16,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from idml_zoo.evaluation.uncertainty import auroc
 from idml_zoo.leaderboard import Row, group, percent
 from idml_zoo.registry import benchmarks
 from idml_zoo.results import read_results
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+from config import Config
+
 HERE = Path(__file__).parent
 PAGE, FIGURE = HERE / "does-introspection-help.md", HERE / "does-introspection-help.png"
+VALIDATION = HERE / "validation"
 PACE, GRADIENTS = HERE / "pace.json", HERE / "gradients.png"
 VARIANTS = ("pa", "pa_mixup", "idml_released", "idml", "idml_no_mixup", "vmf", "loss_prediction")
 COLUMNS = {
@@ -169,11 +174,27 @@ def pace_table(results: Path, path: Path = PACE) -> str:
     return "\n".join(lines)
 
 
+def validation_table(folder: Path = VALIDATION) -> str:
+    """A Markdown table of what was tried on held-out training classes, from the recipes in the result files."""
+    found = group(read_results(folder))
+    keys = {"uncertainty_lr_multiplier": "rate of u ×", "tau": "τ = ", "initial_level": "first level "}
+    header = ["variant", "setting", "seeds", *(t for t in COLUMNS)]
+    lines = ["| " + " | ".join(header) + " |", "|---|---" + "|---:" * (len(header) - 2) + "|"]
+    for row in sorted(found, key=lambda r: (r.first.model.variant, r.first.row)):
+        recipe = yaml.safe_load(row.first.provenance.recipe or "")
+        setting = ["u_p learned" if recipe["proxy_uncertainty"] == "learned" else "u_p = 0"]
+        setting += [f"{t}{recipe[k]:g}" for k, t in keys.items() if recipe[k] != getattr(Config, k)]
+        cells = [f"`{row.first.model.variant}`", ", ".join(setting), str(len(row.results))]
+        lines.append("| " + " | ".join([*cells, *(percent(row.values(m)) for m in COLUMNS.values())]) + " |")
+    return "\n".join(lines)
+
+
 def page(text: str, results: Path) -> str:
     """The page with every generated block replaced."""
 
     def block(match: re.Match[str]) -> str:
-        content = pace_table(results) if match[1] == "pace" else table(results, match[1])
+        others = {"pace": lambda: pace_table(results), "validation": validation_table}
+        content = others[match[1]]() if match[1] in others else table(results, match[1])
         return f"<!-- table: {match[1]} -->\n{content}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
@@ -193,7 +214,7 @@ def main() -> int:
         print(f"{PAGE.name}: {'agrees with' if new == old else 'differs from'} the result files")
         return int(new != old)
     PAGE.write_text(new, encoding="utf-8")
-    names = [n for n in re.findall(r"<!-- table: (\w+) -->", new) if _with_level(args.results, n)]
+    names = [n for n in re.findall(r"<!-- table: (\w+) -->", new) if n in benchmarks and _with_level(args.results, n)]
     if names:
         draw(args.results, names, FIGURE)
     print(f"{PAGE.name}, {FIGURE.name}")

@@ -42,13 +42,15 @@ def _list(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from idml_zoo.data.benchmark import table_benchmark
+    from idml_zoo.evaluation.embed import embed
     from idml_zoo.evaluation.protocol import evaluate, save_result
     from idml_zoo.hub import WEIGHTS, read_config, sha256_of
     from idml_zoo.leaderboard import build_leaderboard, summary
     from idml_zoo.registry import benchmarks, heads
     from idml_zoo.zoo import LOCAL, create_model, weights_source
 
-    benchmark = benchmarks[args.benchmark]
+    benchmark = table_benchmark(args.benchmark, args.source) if args.source else benchmarks[args.benchmark]
     local = args.model.startswith(LOCAL)
     if not local:
         import torch
@@ -67,6 +69,8 @@ def _eval(args: argparse.Namespace) -> int:
     model.transform = model.transform.replace(image_size=args.image_size, crop_fraction=args.crop_fraction)
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
     results: list[Result] = []
+    split = benchmark.splits(args.root).test
+    embedding = embed(model, split, model.transform, args.batch_size, device=args.device)
     for similarity in args.similarity:
         result = evaluate(
             model,
@@ -77,6 +81,9 @@ def _eval(args: argparse.Namespace) -> int:
             similarity=similarity,
             batch_size=args.batch_size,
             device=args.device,
+            split=split,
+            embedding=embedding,
+            corruptions=args.corruptions,
             **about,  # type: ignore[arg-type]
         )
         path = save_result(result, Path(args.leaderboard) / "results")
@@ -140,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("eval", help="measure a model on a benchmark and add its row to a leaderboard")
     one.add_argument("model", help="a name of `idml-zoo list`, 'local-dir:FOLDER', or a head with --backbone")
-    one.add_argument("benchmark", help="a name of `idml-zoo list --what benchmarks`")
+    one.add_argument("benchmark", help="name of `idml-zoo list --what benchmarks`, or one's own with --source")
     one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
     one.add_argument(
         "--backbone", help="timm model, for a head ('idml', 'semantic', 'features' = plain pooled features)"
@@ -156,6 +163,15 @@ def build_parser() -> argparse.ArgumentParser:
         default=["cosine"],
         help="one row for each; -introspective is added to the name of that one",
     )
+    one.add_argument(
+        "--corruptions",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="also measure corrupted queries in the clean gallery, at severities 1 to 5: blur, noise, jpeg, brightness, "
+        "contrast, occlusion, downscale",
+    )
+    one.add_argument("--source", help="one's own images: folder of class folders, Parquet file, or Hub data set id")
     one.add_argument("--row", help="name of the row (default: head and backbone)")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--batch-size", type=int, default=64)

@@ -37,6 +37,32 @@ def test_eval_writes_a_row_for_each_similarity(tmp_path, capsys, monkeypatch):
     assert result.model.variant == "idml"
 
 
+def test_eval_of_ones_own_images_embeds_once_and_measures_corruptions(tmp_path, monkeypatch):
+    from idml_zoo.evaluation import embed as module
+
+    embedded, real = [], module.embed
+    monkeypatch.setattr(module, "embed", lambda *a, **k: embedded.append(1) or real(*a, **k))
+    photos = make_folder(tmp_path / "photos")
+    arguments = [
+        "--source",
+        str(photos),
+        "--leaderboard",
+        str(tmp_path / "board"),
+        "--image-size",
+        "32",
+        "--device",
+        "cpu",
+    ]
+    arguments += ["--similarity", "cosine", "introspective"]
+    assert main(["eval", "idml", "photos", "--backbone", "test_resnet", *arguments]) == 0
+    assert len(embedded) == 1
+    assert {r.benchmark for r in read_results(tmp_path / "board" / "results")} == {"photos"}
+    arguments[-2:] = ["cosine", "--corruptions", "noise", "--row", "worse"]
+    assert main(["eval", "idml", "photos", "--backbone", "test_resnet", *arguments]) == 0
+    worse = next(r for r in read_results(tmp_path / "board" / "results") if r.row == "worse")
+    assert set(worse.corruptions) == {"noise"} and set(worse.corruptions["noise"]) == set("12345")
+
+
 def test_analyse_draws_a_figure(tmp_path, capsys, monkeypatch):
     assert "cub" in benchmarks
     monkeypatch.setitem(benchmarks._entries, "tiny", idml_zoo.table_benchmark("tiny", make_folder(tmp_path / "photos")))
