@@ -136,7 +136,7 @@ def test_rows_are_filtered_and_the_address_remembers_it(page, folder):
     page.reload()
     assert names(page) == ["hostile"]
     page.click("button[type=reset]")
-    page.wait_for_function("document.querySelector('output').value === '6 of 6 rows'")
+    output.filter(has_text="6 of 6 rows").wait_for()
     page.select_option("select[name=benchmark]", "mine")
     page.select_option("select[name=backbone]", "ResNet-50")
     assert names(page) == [] and len(names(page, "reported")) == 2
