@@ -107,7 +107,7 @@ def draw(results: Path, names: list[str], path: Path) -> None:
         axis.set_xlabel("coverage: share of queries answered, surest first")
         axis.set_ylabel("risk: wrong nearest neighbours among them, %")
         axis.set_xlim(0.02, 1)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 50)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": ""})

@@ -168,8 +168,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="also measure corrupted queries in the clean gallery, at severities 1 to 5: blur, noise, jpeg, brightness, "
-        "contrast, occlusion, downscale",
+        help="also measure corrupted queries in the clean gallery, at severities 1 to 5: blur, noise, jpeg, "
+        "brightness, contrast, occlusion, downscale",
     )
     one.add_argument("--source", help="one's own images: folder of class folders, Parquet file, or Hub data set id")
     one.add_argument("--row", help="name of the row (default: head and backbone)")
