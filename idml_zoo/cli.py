@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idml_zoo import cli_data, cli_results
 from idml_zoo.version import __version__
@@ -48,6 +48,7 @@ def _eval(args: argparse.Namespace) -> int:
     from idml_zoo.hub import WEIGHTS, read_config, sha256_of
     from idml_zoo.leaderboard import build_leaderboard, summary
     from idml_zoo.registry import benchmarks, heads
+    from idml_zoo.results import read_result
     from idml_zoo.zoo import LOCAL, create_model, weights_source
 
     benchmark = table_benchmark(args.benchmark, args.source) if args.source else benchmarks[args.benchmark]
@@ -58,7 +59,7 @@ def _eval(args: argparse.Namespace) -> int:
         torch.manual_seed(args.seed)
     weights = args.backbone_weights
     model = create_model(args.model, local, backbone=args.backbone, pooling=args.pooling, backbone_pretrained=weights)
-    about: dict[str, str] = {"pretrained": weights_source(weights, model.config["backbone"])}
+    about: dict[str, Any] = {"pretrained": weights_source(weights, model.config["backbone"])}
     if local:
         folder = Path(args.model[len(LOCAL) :])
         meta = read_config(folder)["meta"]
@@ -67,6 +68,12 @@ def _eval(args: argparse.Namespace) -> int:
     elif args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
     model.transform = model.transform.replace(image_size=args.image_size, crop_fraction=args.crop_fraction)
+    if args.like:
+        if not local:
+            raise ValueError("--like measures trained weights again: give the model as local-dir:FOLDER")
+        old = read_result(args.like)
+        args.row, args.seed, args.similarity = old.row, old.seed, [old.protocol.similarity]
+        about = _history(old, about["weights_sha256"], benchmark.name)
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
     results: list[Result] = []
     split = benchmark.splits(args.root).test
@@ -76,7 +83,7 @@ def _eval(args: argparse.Namespace) -> int:
             model,
             benchmark,
             root=args.root,
-            row=row if similarity == "cosine" else f"{row}-{similarity}",
+            row=row if similarity == "cosine" or args.like else f"{row}-{similarity}",
             seed=args.seed,
             similarity=similarity,
             batch_size=args.batch_size,
@@ -84,7 +91,7 @@ def _eval(args: argparse.Namespace) -> int:
             split=split,
             embedding=embedding,
             corruptions=args.corruptions,
-            **about,  # type: ignore[arg-type]
+            **about,
         )
         path = save_result(result, Path(args.leaderboard) / "results")
         results.append(result)
@@ -93,6 +100,28 @@ def _eval(args: argparse.Namespace) -> int:
     out.print(summary(results))
     out.print(f"result   {path}\ntable    {Path(args.leaderboard) / 'README.md'}", highlight=False)
     return 0
+
+
+def _history(old: Result, weights: str, benchmark: str) -> dict[str, Any]:
+    """What a result says of how its weights came about, for measuring them again."""
+    if (old.benchmark, old.protocol.split) != (benchmark, "test") or old.provenance.weights_sha256 != weights:
+        raise ValueError(
+            f"{old.path('')} is of weights {str(old.provenance.weights_sha256)[:12]} on {old.benchmark} "
+            f"({old.protocol.split}), not of {weights[:12]} on {benchmark}; give the model that it was measured with"
+        )
+    p = old.provenance
+    first = {"command": p.command, "commit": str(p.commit) + (" (dirty)" if p.dirty else ""), "created": p.created}
+    return {
+        "variant": old.model.variant,
+        "pretrained": old.model.pretrained,
+        "checkpoint": old.protocol.checkpoint,
+        "training": old.training,
+        "train_seconds": p.seconds.get("train"),
+        "recipe": p.recipe,
+        "statistics": old.statistics,
+        "weights_sha256": weights,
+        "trained": p.trained or first,
+    }
 
 
 def _leaderboard(args: argparse.Namespace) -> int:
@@ -174,6 +203,12 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--source", help="one's own images: folder of class folders, Parquet file, or Hub data set id")
     one.add_argument("--row", help="name of the row (default: head and backbone)")
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument(
+        "--like",
+        type=Path,
+        metavar="RESULT.json",
+        help="measure the weights of this result again, under its row, seed and history (for an old protocol version)",
+    )
     one.add_argument("--batch-size", type=int, default=64)
     one.add_argument("--device", help="default: cuda where there is one")
     one.add_argument("--leaderboard", default="runs/leaderboard", help="leaderboard folder (default: runs/leaderboard)")

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2  # 1 had no cost and no corruptions
-PROTOCOL = 1
+SCHEMA = 2  # 1 had no cost, no corruptions and no trained
+# 1 clustered by faiss or scikit-learn, and left ties to the rounding of a matrix product
+PROTOCOL = 2
 # In [-1, 1]; every other metric is a fraction in [0, 1].
 CORRELATIONS = frozenset({"spearman_severity"})
 METRICS = (
@@ -88,7 +89,7 @@ class Protocol:
     split: str = "test"
     version: int = PROTOCOL
     self_removal: str = "by index"
-    ties: str = "by gallery index"
+    ties: str = "by gallery index, of scores in float64 rounded to float32"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Provenance:
         created: UTC, ISO 8601.
         data_sha256: fingerprint of the measured split; ``weights_sha256`` of the model file, None where there is none.
         recipe, recipe_sha256: resolved configuration of the training, None for an untrained model.
+        trained: ``command``, ``commit`` and ``created`` of the training, where its weights were measured again later.
     """
 
     command: str
@@ -119,6 +121,7 @@ class Provenance:
     weights_sha256: str | None = None
     recipe: str | None = None
     recipe_sha256: str | None = None
+    trained: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,11 @@ def _check(r: Result) -> None:
             f"{name} must be letters, digits, '.', '_', '+' or '-', got {value!r}",
         )
     _require(type(r.seed) is int and r.seed >= 0, f"seed must be an integer ≥ 0, got {r.seed!r}")
-    _require(r.protocol.version == PROTOCOL, f"protocol version is {r.protocol.version!r}, expected {PROTOCOL}")
+    version = r.protocol.version
+    _require(
+        type(version) is int and 1 <= version <= PROTOCOL,
+        f"protocol version is {version!r}, this version knows 1–{PROTOCOL}; update idml_zoo",
+    )
     _require(
         r.protocol.checkpoint in CHECKPOINTS, f"checkpoint must be one of {CHECKPOINTS}, got {r.protocol.checkpoint!r}"
     )

@@ -35,6 +35,16 @@ def test_eval_writes_a_row_for_each_similarity(tmp_path, capsys, monkeypatch):
     (result,) = read_results(tmp_path / "two" / "results")
     assert result.provenance.weights_sha256
     assert result.model.variant == "idml"
+    like = ["--like", str(result.path(tmp_path / "two" / "results")), "--leaderboard", str(tmp_path / "three")]
+    assert main(["eval", f"local-dir:{folder}", "tiny", *like, "--device", "cpu"]) == 0
+    (again,) = read_results(tmp_path / "three" / "results")
+    assert (again.row, again.seed, again.metrics, again.model) == ("saved", 0, result.metrics, result.model)
+    assert again.provenance.trained["command"] == result.provenance.command
+    idml_zoo.save_pretrained(idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8), folder)
+    assert main(["eval", f"local-dir:{folder}", "tiny", *like, "--device", "cpu"]) == 1
+    assert "give the model that it was measured with" in capsys.readouterr().err
+    assert main(["eval", "idml", "tiny", "--backbone", "test_resnet", *like]) == 1
+    assert "give the model as local-dir:FOLDER" in capsys.readouterr().err
 
 
 def test_eval_of_ones_own_images_embeds_once_and_measures_corruptions(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import torch
 from conftest import make_embedding, make_folder
 
 import idml_zoo
-from idml_zoo.evaluation.clustering import cluster_metrics, kmeans, pairwise_f1
+from idml_zoo.evaluation.clustering import adjusted_mutual_information, cluster_metrics, pairwise_f1
+from idml_zoo.evaluation.kmeans import kmeans
 from idml_zoo.evaluation.knn import search
 from idml_zoo.evaluation.measure import measure
 from idml_zoo.evaluation.retrieval import per_query_metrics, retrieval_metrics
@@ -110,7 +111,7 @@ def test_clustering_metrics_equal_scikit_learn():
         size=(120, 8)
     )
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    found = [kmeans(vectors, 6, s) for s in (0, 1, 2)]
+    found = [kmeans(torch.from_numpy(vectors), 6, s).clusters.numpy() for s in (0, 1, 2)]
     got = cluster_metrics(vectors, labels, (0, 1, 2))
     nmi = [normalized_mutual_info_score(labels, f) for f in found]
     assert got["nmi"] == pytest.approx(np.mean(nmi)) and got["nmi_std"] == pytest.approx(np.std(nmi, ddof=1))
@@ -121,11 +122,20 @@ def test_clustering_metrics_equal_scikit_learn():
     assert pairwise_f1(labels, found[0]) == pytest.approx(2 * precision * recall / (precision + recall))
 
 
-def test_kmeans_without_faiss_uses_scikit_learn(monkeypatch):
-    monkeypatch.setattr("idml_zoo.evaluation.clustering.has_faiss", lambda: False)
-    labels = np.repeat(np.arange(4), 10)
-    vectors = np.eye(4, dtype=np.float32)[labels]
-    assert cluster_metrics(vectors, labels, (3,))["nmi"] > 0.7
+def test_adjusted_mutual_information_equals_scikit_learns():
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        count = int(rng.integers(1, 120))
+        labels, clusters = (
+            rng.integers(0, rng.integers(1, count + 1), count),
+            rng.integers(0, rng.integers(1, 30), count),
+        )
+        if rng.random() < 0.3:
+            clusters = np.where(rng.random(count) < 0.8, labels, clusters)
+        expected = adjusted_mutual_info_score(labels, clusters)
+        assert adjusted_mutual_information(labels, clusters) == pytest.approx(expected, abs=1e-9)
 
 
 def test_auroc_and_spearman():

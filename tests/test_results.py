@@ -71,7 +71,7 @@ def damage(data, path, value):
         (["metrics", "recall@1"], KeyError, "no recall@1"),
         (["seed"], -1, "seed must be an integer"),
         (["row"], "../../etc", "row must be letters"),
-        (["protocol", "version"], 7, "protocol version is 7"),
+        (["protocol", "version"], 7, "protocol version is 7, this version knows 1–2"),
         (["protocol", "checkpoint"], "best", "checkpoint must be one of"),
         (["provenance"], [], "provenance must be an object"),
         (["provenance", "command"], KeyError, "provenance: missing command"),

@@ -9,8 +9,6 @@ with α and falls with β = ‖u_q + u_g‖ ≤ ‖u_q‖ + ‖u_g‖, so the se
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
@@ -23,10 +21,6 @@ SIMILARITIES = ("cosine", "introspective")
 BACKENDS = ("auto", "half", "float32")
 _SCANNED = 1 << 25  # scores of a scan held at once
 _ROWS = 64  # queries at least, or the products would be slow
-
-
-def has_faiss() -> bool:
-    return importlib.util.find_spec("faiss") is not None
 
 
 def _fast_half(device: torch.device) -> torch.dtype | None:
@@ -88,21 +82,25 @@ def search(
     if max_uncertainty is not None and not max_uncertainty >= 0:
         raise ValueError(f"max_uncertainty must be a level, at least 0, got {max_uncertainty}")
     queries.check_values()
-    gallery.check_values()
-    queries, gallery = queries.detach().to(torch.float32), gallery.detach().to(torch.float32)
-    dtype = _scan_dtype(backend, queries.device)
-    doubt = (queries.uncertainty, gallery.uncertainty) if similarity == "introspective" else (None, None)
-    scan = Scan(gallery.semantic, doubt[1], tau, dtype)
+    if gallery is not queries:
+        gallery.check_values()
+    (q, doubt), (g, theirs) = (_tensors(e, similarity) for e in (queries, gallery))
+    scan = Scan(g, theirs, tau, scan_dtype(backend, q.device))
     own = torch.arange(len(queries), device=queries.device) if exclude_self else None
     indices = torch.empty(len(queries), k, dtype=torch.int64)
     scores = torch.empty(len(queries), k)
     for rows in _blocks(torch.arange(len(queries), device=queries.device), len(gallery)):
-        u, mine = (None if t is None else t[rows] for t in (doubt[0], own))
-        found = scan.nearest(queries.semantic[rows], k, u, mine)
+        u, mine = (None if t is None else t[rows] for t in (doubt, own))
+        found = scan.nearest(q[rows], k, u, mine)
         place = slice(int(rows[0]), int(rows[-1]) + 1)
         indices[place], scores[place] = found[0].cpu(), found[1].cpu()
     declined = None if max_uncertainty is None else (queries.level > max_uncertainty).cpu()
     return Neighbours(indices, scores, exclude_self, declined)
+
+
+def _tensors(e: Embedding, similarity: str) -> tuple[Tensor, Tensor | None]:
+    """What a search needs of an embedding, in float32."""
+    return e.semantic.detach().float(), e.uncertainty.detach().float() if similarity == "introspective" else None
 
 
 def ranks(
@@ -124,14 +122,13 @@ def ranks(
     Returns:
         ``(P,)`` int64 on the CPU.
     """
-    dtype = _scan_dtype(backend, queries.device)
-    doubt = (queries.uncertainty, gallery.uncertainty) if similarity == "introspective" else (None, None)
-    scan = Scan(gallery.semantic, doubt[1], tau, dtype)
+    (q, doubt), (g, theirs) = (_tensors(e, similarity) for e in (queries, gallery))
+    scan = Scan(g, theirs, tau, scan_dtype(backend, q.device))
     found = [torch.empty(0, dtype=torch.int64)]
     for part in _blocks(torch.arange(len(rows), device=queries.device), 4 * len(gallery)):
         row = rows[part]
-        u = None if doubt[0] is None else doubt[0][row]
-        found.append(scan.rank(queries.semantic[row], columns[part], u, row if exclude_self else None).cpu())
+        u = None if doubt is None else doubt[row]
+        found.append(scan.rank(q[row], columns[part], u, row if exclude_self else None).cpu())
     return torch.cat(found)
 
 
@@ -139,7 +136,8 @@ def _blocks(rows: Tensor, width: int) -> tuple[Tensor, ...]:
     return rows.split(max(_ROWS, _SCANNED // width)) if len(rows) else ()
 
 
-def _scan_dtype(backend: str, device: torch.device) -> torch.dtype:
+def scan_dtype(backend: str, device: torch.device) -> torch.dtype:
+    """What a backend of :func:`search` multiplies in, on a device."""
     fast = _fast_half(device)
     if backend == "float32" or (backend == "auto" and fast is None):
         return torch.float32

@@ -56,7 +56,7 @@ def measure(
     everyone = slice(None)
     asking = everyone if queries is None else torch.from_numpy(np.flatnonzero(queries))
     asked = everyone if queries is None else torch.from_numpy(np.flatnonzero(~queries))
-    question, gallery = embedding[asking], embedding[asked]
+    question, gallery = (embedding, embedding) if queries is None else (embedding[asking], embedding[asked])
     right, known = labels[asking], labels[asked]
     within = queries is None
     r = positives(right, known, excludes_self=within)
@@ -72,7 +72,7 @@ def measure(
         values |= {f"recall@{n}": np.where(r > 0, best <= n, np.nan) for n in rest}
     metrics: dict[str, float | None] = {f"recall@{n}": float(np.nanmean(values[f"recall@{n}"])) for n in ks}
     metrics |= {n: float(np.nanmean(values[n])) for n in ("r_precision", "map@r")}
-    metrics |= cluster_metrics(embedding.semantic.float().cpu().numpy(), labels.numpy(), cluster_seeds)
+    metrics |= cluster_metrics(embedding.semantic.detach().float(), labels.numpy(), cluster_seeds)
 
     counted = (r > 0).numpy()
     top1 = (known[neighbours.indices[:, 0]] == right).numpy()
@@ -110,14 +110,14 @@ def _best_rank(
     order = known.argsort(stable=True)
     first = torch.searchsorted(known[order], right[rows])
     count = torch.searchsorted(known[order], right[rows], right=True) - first
-    question, gallery = question.detach().to(torch.float32), gallery.detach().to(torch.float32)
     score, column = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
     for i in range(int(count.max()) if len(rows) else 0):  # of equal scores, the first in the gallery stays
         some = (i < count).nonzero().squeeze(1)
         other = order[first[some] + i]
-        q, g = question[rows[some]], gallery[other]
-        doubt = (q.uncertainty, g.uncertainty) if similarity == "introspective" else (None, None)
-        found = exact_scores(q.semantic, g.semantic, *doubt)
+        doubtful = similarity == "introspective"
+        u, v = (question.uncertainty, gallery.uncertainty) if doubtful else (None, None)
+        mine, theirs = (None if t is None else t[i].float() for t, i in ((u, rows[some]), (v, other)))
+        found = exact_scores(question.semantic[rows[some]].float(), gallery.semantic[other].float(), mine, theirs)
         if neighbours.excludes_self:
             found = found.masked_fill(other == rows[some], -torch.inf)
         nearer = found > score[some]

@@ -55,6 +55,7 @@ def evaluate(
     recipe: str | None = None,
     weights_sha256: str | None = None,
     statistics: dict[str, float] | None = None,
+    trained: dict[str, str] | None = None,
     progress: bool = True,
 ) -> Result:
     """Measures a model on a benchmark's test split.
@@ -75,8 +76,8 @@ def evaluate(
         batch_size, workers, device, progress: how to compute the embeddings.
         split, split_name: measure this split of the benchmark instead of its test split.
         embedding: of that split, by this model, where it is there already (for a second similarity).
-        variant, pretrained, checkpoint, training, train_seconds, recipe, weights_sha256, statistics: where the model
-            comes from; recorded in the result, not checked.
+        variant, pretrained, checkpoint, training, train_seconds, recipe, weights_sha256, statistics, trained: where
+            the model comes from; recorded in the result, not checked.
 
     Returns:
         A Result; :func:`save_result` writes it.
@@ -139,6 +140,7 @@ def evaluate(
             weights_sha256=weights_sha256,
             recipe=recipe,
             recipe_sha256=None if recipe is None else hashlib.sha256(recipe.encode()).hexdigest(),
+            trained=trained or {},
         ),
         training=training,
         statistics=statistics or {},

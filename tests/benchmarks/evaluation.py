@@ -91,7 +91,7 @@ def contend(name: str, folder: Path) -> dict[str, object]:
             ks = (1, 10, 100, 1000)
             found = clocked(times, "all", lambda: idml_zoo.evaluate_embeddings(bank, labels, ks, cluster_seeds=(0,)))
         else:
-            dtype = knn._scan_dtype("auto", bank.device)
+            dtype = knn.scan_dtype("auto", bank.device)
             for similarity in ("cosine", "introspective"):
                 clocked(times, similarity, lambda s=similarity: idml_zoo.search(bank, bank, 13, s, exclude_self=True))
             result = clocked(times, "kmeans", lambda: kmeans(bank.semantic, clusters, dtype=dtype))
