@@ -144,6 +144,35 @@ def _leaderboard(args: argparse.Namespace) -> int:
     return 0
 
 
+def _gallery(args: argparse.Namespace) -> int:
+    from idml_zoo.data.benchmark import table_benchmark
+    from idml_zoo.evaluation.embed import embed
+    from idml_zoo.gallery import build_gallery
+    from idml_zoo.registry import benchmarks, heads
+    from idml_zoo.zoo import LOCAL, create_model
+
+    benchmark = table_benchmark(args.benchmark, args.source) if args.source else benchmarks[args.benchmark]
+    local = args.model.startswith(LOCAL)
+    model = create_model(args.model, local, backbone=args.backbone, backbone_pretrained=args.backbone_weights)
+    if args.model in heads:
+        model.transform = model.transform.replace(**benchmark.transform)
+    split = benchmark.splits(args.root).test
+    embedding = embed(model, split, model.transform, args.batch_size, device=args.device)
+    for path in build_gallery(
+        embedding,
+        split,
+        args.out,
+        title=f"{benchmark.title}: {args.model}",
+        k=args.k,
+        count=args.count,
+        similarity=args.similarity,
+        projection=args.map,
+        seed=args.seed,
+    ):
+        print(path)
+    return 0
+
+
 def _analyse(args: argparse.Namespace) -> int:
     from idml_zoo.analysis import gradient_curves, plot_gradients, sample_gradients
     from idml_zoo.zoo import create_model
@@ -213,6 +242,26 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--device", help="default: cuda where there is one")
     one.add_argument("--leaderboard", default="runs/leaderboard", help="leaderboard folder (default: runs/leaderboard)")
     one.set_defaults(run=_eval)
+
+    one = commands.add_parser(
+        "gallery",
+        help="pictures of queries and their neighbours: confident mistakes, uncertain images, a map",
+    )
+    one.add_argument("model", help="a name of `idml-zoo list`, 'local-dir:FOLDER', or a head with --backbone")
+    one.add_argument("benchmark", help="name of `idml-zoo list --what benchmarks`, or your own with --source")
+    one.add_argument("--out", default="gallery", help="folder (default: gallery)")
+    one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
+    one.add_argument("--source", help="one's own images: folder of class folders, Parquet file, or Hub data set id")
+    one.add_argument("--backbone", help="timm model, for a head")
+    one.add_argument("--backbone-weights", choices=("none", "timm", "package"), default="none")
+    one.add_argument("--k", type=int, default=8, help="neighbours of each query (default 8)")
+    one.add_argument("--count", type=int, default=12, help="queries of each section (default 12)")
+    one.add_argument("--similarity", choices=("cosine", "introspective"), default="cosine")
+    one.add_argument("--map", choices=("pca", "umap"), default="pca", help="projection of the map (default: pca)")
+    one.add_argument("--seed", type=int, default=0, help="of the sample")
+    one.add_argument("--batch-size", type=int, default=64)
+    one.add_argument("--device", help="default: cuda where there is one")
+    one.set_defaults(run=_gallery)
 
     cli_data.add_parser(commands)
     cli_results.add_parser(commands)

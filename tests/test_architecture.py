@@ -28,6 +28,7 @@ LAYERS = {
     "hub": 3,
     "zoo": 3,
     "leaderboard": 4,
+    "gallery": 4,
     "cli": 5,
     "cli_data": 5,
     "cli_results": 5,

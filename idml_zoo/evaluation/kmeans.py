@@ -95,7 +95,7 @@ class _State:
 
     def _nearest(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """The two nearest among the centroids ``columns`` of each of ``rows``: ``(R, 2)`` columns and nearness."""
-        scan = Scan(self.table[columns], dtype=self.dtype)
+        scan = Scan(self.table[columns], dtype=self.dtype, slack=2)
         count = min(2, len(columns))
         index = torch.zeros(len(rows), 2, dtype=torch.int64, device=rows.device)
         near = self.points.new_full((len(rows), 2), -torch.inf)
@@ -125,24 +125,38 @@ class _State:
         self.own[rows], self.near[rows], self.other[rows] = index[:, 0], near[:, 0], near[:, 1]
 
     def _compare_moved(self, everyone: Tensor) -> None:
-        """With the moved centroids; with all of them where the bound leaves that open."""
-        is_moved = torch.zeros(len(self.table), dtype=torch.bool, device=everyone.device)
-        is_moved[self.moved] = True
-        mine = is_moved[self.own].nonzero().squeeze(1)
+        """With the moved centroids; with all of them where the bounds leave that open."""
+        place = torch.full((len(self.table),), -1, device=everyone.device)  # among the moved ones
+        place[self.moved] = torch.arange(len(self.moved), device=everyone.device)
+        mine = (place[self.own] >= 0).nonzero().squeeze(1)
         self.near[mine] = self._nearness(mine)
-        index, near = self._nearest(everyone, self.moved)
-        itself = index[:, 0] == self.own  # then the nearest other is the second
+        scan = Scan(self.table[self.moved], dtype=self.dtype)
+        ceiling = torch.empty_like(self.near)
+        for rows in everyone.split(max(64, _BLOCK // len(self.moved))):
+            ceiling[rows] = scan.ceiling(self.points[rows], own=place[self.own[rows]])
+        reached = ceiling >= self.near
+        quiet = ~reached  # no moved centroid can be as near as their own
+        lost = quiet & (self.other >= self.near)  # but one that stayed may be
+        self.other = torch.where(quiet, torch.maximum(self.other, ceiling), self.other)
+        if bool(reached.any()):
+            lost[self._contest(reached.nonzero().squeeze(1))] = True
+        if bool(lost.any()):
+            self._compare(lost.nonzero().squeeze(1))
+
+    def _contest(self, rows: Tensor) -> Tensor:
+        """Gives ``rows`` to the nearest of their own and the moved centroids; returns those still open."""
+        index, near = self._nearest(rows, self.moved)
+        own, mine, other = self.own[rows], self.near[rows], self.other[rows]
+        itself = index[:, 0] == own  # then the nearest other is the second
         rival, rival_near = torch.where(itself, index[:, 1], index[:, 0]), torch.where(itself, near[:, 1], near[:, 0])
-        third = torch.where(itself | (index[:, 1] == self.own), -torch.inf, near[:, 1])
-        wins = (rival_near > self.near) | ((rival_near == self.near) & (rival < self.own))
-        best = torch.maximum(rival_near, self.near)
-        open_rows = (self.other >= best).nonzero().squeeze(1)
+        third = torch.where(itself | (index[:, 1] == own), -torch.inf, near[:, 1])
+        wins = (rival_near > mine) | ((rival_near == mine) & (rival < own))
+        best = torch.maximum(rival_near, mine)
         # what is left of the others: the loser of the two, and the moved ones behind them
-        loser = torch.minimum(rival_near, self.near)
-        self.other = torch.maximum(self.other, torch.where(wins, torch.maximum(loser, third), rival_near))
-        self.own, self.near = torch.where(wins, rival, self.own), best
-        if len(open_rows):
-            self._compare(open_rows)
+        loser = torch.minimum(rival_near, mine)
+        self.other[rows] = torch.maximum(other, torch.where(wins, torch.maximum(loser, third), rival_near))
+        self.own[rows], self.near[rows] = torch.where(wins, rival, own), best
+        return rows[other >= best]
 
     def _move(self, affected: Tensor) -> None:
         """The affected centroids to the mean of their members; the empty ones to the points that lie farthest."""

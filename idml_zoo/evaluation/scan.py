@@ -11,7 +11,7 @@ from torch import Tensor
 from idml_zoo.similarity import ALPHA_FLOOR, TAU
 
 TILE = 64  # gallery images that share a bound
-SLACK = 8  # candidates beyond k that are scored exactly at once
+SLACK = 8
 _GATHERED = 1 << 17  # values held at once for exact scores: what a core's cache holds
 _OPEN = 1 << 24  # pairs at once of which some are left open
 _HALF_ULP = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -54,6 +54,7 @@ class Scan:
         dtype: of the product.
         dense: for the introspective distance: take the product of the uncertainties too, instead of bounding β by the
             levels.
+        slack: candidates beyond k that are scored exactly at once.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Scan:
         tau: float = TAU,
         dtype: torch.dtype = torch.float32,
         dense: bool = False,
+        slack: int = SLACK,
     ) -> None:
+        self.slack = slack
         self.gallery, self.uncertainty, self.tau, self.dtype = gallery, uncertainty, tau, dtype
         self.dense = dense and uncertainty is not None
         self.by_level = not self.dense and uncertainty is not None
@@ -158,12 +161,12 @@ class Scan:
         scanned, error = self._scanned(q, u, own)
         level = self._level(q, u)
         tile_bound = self._bound(scanned.amax(2), error, level, self.level[:, -1])
-        opened = min(self.tiles, k + SLACK)
+        opened = min(self.tiles, k + self.slack)
         top = tile_bound.topk(min(self.tiles, opened + 1))
         tiles = top.indices[:, :opened]
         inside = scanned.gather(1, tiles[:, :, None].expand(-1, -1, TILE))  # (B, opened, TILE)
         bounds = self._bound(inside, error[:, None], level[:, None], self.level[tiles]).flatten(1)
-        taken = min(bounds.shape[1], k + SLACK)
+        taken = min(bounds.shape[1], k + self.slack)
         best = bounds.topk(min(bounds.shape[1], taken + 1))
         position = tiles.gather(1, best.indices[:, :taken] // TILE) * TILE + best.indices[:, :taken] % TILE
         rows = torch.arange(len(q), device=position.device)[:, None].expand_as(position)
@@ -184,6 +187,17 @@ class Scan:
         # where the bounds decide little, for example for embeddings that are all alike, begin with the finer ones
         self._fine_first = self._refused > len(q) // 2
         return indices, scores
+
+    def ceiling(self, q: Tensor, u: Tensor | None = None, own: Tensor | None = None) -> Tensor:
+        """``(B,)`` what the score of each query's nearest cannot exceed: cheaper than finding it.
+
+        Arguments as those of :meth:`nearest`; an ``own`` of −1 excludes nothing.
+        """
+        scanned, error = self._scanned(q, u, None)
+        if own is not None:
+            rows = (own >= 0).nonzero().squeeze(1)
+            scanned.view(len(q), -1)[rows, self.place[own[rows]]] = -torch.inf
+        return self._bound(scanned.amax(2), error, self._level(q, u), self.level[:, -1]).amax(1)
 
     def rank(self, q: Tensor, columns: Tensor, u: Tensor | None = None, own: Tensor | None = None) -> Tensor:
         """``(B,)`` int64, from 1: the place of gallery image ``columns[b]`` among all the neighbours of query b.
