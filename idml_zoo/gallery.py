@@ -196,7 +196,7 @@ def draw_map(path: Path, places: np.ndarray, level: np.ndarray, wrong: np.ndarra
     axis = figure.add_subplot()
     missed = np.zeros(len(places), dtype=bool)
     missed[rows[wrong]] = True
-    size = float(np.clip(4000 / len(places), 3, 30))
+    size = float(np.clip(20_000 / len(places), 4, 40))
     limits = (float(level.min()), max(float(np.quantile(level, 0.99)), float(level.min()) + 1e-9))
     for part, marker, label in ((~missed, "o", "nearest neighbour right"), (missed, "x", "wrong")):
         shown = axis.scatter(
