@@ -1,5 +1,7 @@
 """Exact search against a slow definition: float64 scores one pair at a time, rounded to float32, ties by index."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from conftest import make_embedding
 
 import idml_zoo
 from idml_zoo.evaluation import knn, scan
-from idml_zoo.evaluation.knn import ranks, search
+from idml_zoo.evaluation.knn import merge, ranks, search
 from idml_zoo.registry import UnknownNameError
 from idml_zoo.types import Embedding
 
@@ -155,6 +157,23 @@ def test_uncertain_queries_are_marked_and_still_answered():
     found, plain = search(e, e, 3, exclude_self=True, max_uncertainty=bound), search(e, e, 3, exclude_self=True)
     assert found.declined.tolist() == (e.level > bound).tolist() and 0 < int(found.declined.sum()) < 40
     assert torch.equal(found.indices, plain.indices)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "introspective"])
+def test_a_gallery_in_parts_gives_the_neighbours_of_the_whole(similarity):
+    for seed in (1, 2, 4):  # duplicates and ties across the parts
+        queries, gallery, _, _ = drawn(seed)
+        cuts = [0, len(gallery) // 3, len(gallery) // 2, len(gallery)]
+        k = min(7, len(gallery))
+        parts = [gallery[slice(*cut)] for cut in pairwise(cuts) if cut[0] < cut[1]]
+        offsets = [a for a, b in pairwise(cuts) if a < b]
+        found = merge([search(queries, p, min(k, len(p)), similarity) for p in parts], offsets, k)
+        whole = search(queries, gallery, k, similarity)
+        assert torch.equal(found.indices, whole.indices) and torch.equal(found.scores, whole.scores)
+    with pytest.raises(ValueError, match="one offset for each part"):
+        merge([whole], [0, 1], 1)
+    with pytest.raises(ValueError, match="k must be in 1–"):
+        merge([whole], [0], whole.k + 1)
 
 
 def test_search_refuses_what_it_cannot_do():

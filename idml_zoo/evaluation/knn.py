@@ -9,10 +9,12 @@ with α and falls with β = ‖u_q + u_g‖ ≤ ‖u_q‖ + ‖u_g‖, so the se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from idml_zoo.evaluation.scan import Scan
+from idml_zoo.evaluation.scan import Scan, ordered
 from idml_zoo.registry import unknown_name
 from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding, Neighbours
@@ -101,6 +103,30 @@ def search(
 def _tensors(e: Embedding, similarity: str) -> tuple[Tensor, Tensor | None]:
     """What a search needs of an embedding, in float32."""
     return e.semantic.detach().float(), e.uncertainty.detach().float() if similarity == "introspective" else None
+
+
+def merge(parts: Sequence[Neighbours], offsets: Sequence[int], k: int) -> Neighbours:
+    """The neighbours in a gallery that was searched in parts, on other machines perhaps: the same as in the whole.
+
+    Args:
+        parts: the same queries' neighbours in each part of the gallery; each ``k``, or as many as the part has.
+        offsets: row of the whole gallery that each part begins with.
+        k: neighbours wanted.
+
+    Raises:
+        ValueError: parts of different queries, or too few neighbours in all.
+    """
+    if len(parts) != len(offsets) or len({len(p) for p in parts}) != 1:
+        counts = sorted({len(p) for p in parts})
+        raise ValueError(
+            f"needs one offset for each part and the same queries in all, got {len(parts)} parts, {len(offsets)} "
+            f"offsets and {counts} queries"
+        )
+    indices = torch.cat([p.indices + offset for p, offset in zip(parts, offsets, strict=True)], 1)
+    if not 1 <= k <= indices.shape[1]:
+        raise ValueError(f"k must be in 1–{indices.shape[1]} (neighbours of all parts), got {k}")
+    indices, scores = ordered(indices, torch.cat([p.scores for p in parts], 1))
+    return Neighbours(indices[:, :k].contiguous(), scores[:, :k].contiguous(), declined=parts[0].declined)
 
 
 def ranks(
