@@ -123,7 +123,7 @@ def test_a_bound_is_never_below_the_score(similarity, dtype, level):
         bound = bound.float()[:, made.place]
         assert bool((bound >= exact).all())
         if not dense:
-            low = made._bound(scanned, error[:, None], query_level[:, None], made.level, -1).view(20, -1)
+            low = made._bound(scanned, error[:, None], query_level[:, None], made.level, low=True).view(20, -1)
             assert bool((low.float()[:, made.place] <= exact).all())
         if level <= 0.1:
             assert float((bound - exact).max()) < 0.06

@@ -17,6 +17,7 @@ _OPEN = 1 << 24  # pairs at once of which some are left open
 _HALF_ULP = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 _ABOVE = 1 + 1e-5  # more than the rounding of a few float32 operations
+_TINY = 1e-37  # more than the rounding of numbers below 1e-38
 
 
 def minus_distance(cos: Tensor, beta: Tensor, tau: float) -> Tensor:
@@ -84,7 +85,7 @@ class Scan:
             exact, self.table = self.table, self.table.to(dtype)
             self.rounded = (self.table.float() - exact).square().sum(1).max().sqrt()
         self._fine: Scan | None = None
-        self._fine_first, self._refused = False, 0
+        self._fine_first = False
 
     def _finer(self) -> Scan | None:
         """The same gallery with tighter bounds, at the price of slower products; None where this is the finest."""
@@ -108,7 +109,8 @@ class Scan:
             a, b = torch.linalg.vector_norm(u, dim=1, keepdim=True), self.level.view(1, -1)
             squared = torch.addmm(a.square() + b.square(), u, self.uncertain.T, alpha=2)
             squared += self._product_error(q) * (a + b).square()
-            values = self._raised(minus_distance(values + error, squared.clamp_(min=0).sqrt_().mul_(_ABOVE), self.tau))
+            values = minus_distance(values + error, squared.clamp_(min=0).sqrt_().mul_(_ABOVE), self.tau)
+            values = values.div_(_ABOVE).add_(_TINY)
         values[:, len(self.gallery) :] = -torch.inf
         if own is not None:
             values[torch.arange(len(values), device=values.device), self.place[own]] = -torch.inf
@@ -122,28 +124,28 @@ class Scan:
             least = 8 * _HALF_ULP[self.dtype] if q.is_cuda else 0.0
         return least + (q.shape[1] + 8) * 2.0**-23
 
-    @staticmethod
-    def _raised(minus: Tensor, sign: int = 1) -> Tensor:
-        """A little above (or below), for the roundings of the formula itself, and for those of numbers below 1e-38."""
-        return minus.div_(_ABOVE**sign).add_(sign * 1e-37)
-
     def _bound(
-        self, scanned: Tensor, error: Tensor, query_level: Tensor, gallery_level: Tensor, sign: int = 1
+        self, scanned: Tensor, error: Tensor, query_level: Tensor, gallery_level: Tensor, low: bool = False
     ) -> Tensor:
-        """What the scores cannot exceed; with ``sign`` −1, what they cannot fall below.
+        """What the scores cannot exceed; with ``low``, what they cannot fall below.
 
-        It rises with the scan, so that a tile's highest scan gives the tile's bound.
+        It rises with the scan, so that a tile's highest scan and highest level give the tile's bound. Few passes: that
+        is most of what a search costs beside its product.
         """
         if self.dense:
             return scanned
-        value = scanned.float()
-        rounding = value.abs().clamp(max=1e30) * (_HALF_ULP[self.dtype] * 1.01) + error  # −inf stays
-        product = value + sign * rounding
+        sign = -1 if low else 1
+        ulp = sign * _HALF_ULP[self.dtype] * 1.01
+        # value·(1 ± ulp) ± error; −inf stays
+        value = torch.nn.functional.leaky_relu(scanned.float(), (1 - ulp) / (1 + ulp))
         if not self.by_level:
-            return product
+            return torch.add(sign * error, value, alpha=1 + ulp)
         # |‖u_q‖ − ‖u_g‖| ≤ β ≤ ‖u_q‖ + ‖u_g‖
-        beta = (query_level + sign * gallery_level).abs() * _ABOVE**sign
-        return self._raised(minus_distance(product, beta, self.tau), sign)
+        beta = (query_level - gallery_level).abs() / _ABOVE if low else (query_level + gallery_level) * _ABOVE
+        squared = torch.add(2 - 2 * sign * error, value, alpha=-2 * (1 + ulp))
+        alpha = squared.clamp_(min=ALPHA_FLOOR**2).sqrt_()
+        weight = torch.div(beta / -self.tau, alpha).exp_()
+        return torch.addcmul(alpha.new_full((), sign * _TINY), alpha, weight, value=-(_ABOVE**-sign))
 
     def nearest(self, q: Tensor, k: int, u: Tensor | None = None, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(B, k)`` indices and scores of a block of B queries.
@@ -157,35 +159,41 @@ class Scan:
         finer = self._finer() if self._fine_first else None
         if finer:
             return finer.nearest(q, k, u, own)
-        self._refused = 0
+        self._fine_first = False
         scanned, error = self._scanned(q, u, own)
-        level = self._level(q, u)
-        tile_bound = self._bound(scanned.amax(2), error, level, self.level[:, -1])
-        opened = min(self.tiles, k + self.slack)
-        top = tile_bound.topk(min(self.tiles, opened + 1))
-        tiles = top.indices[:, :opened]
+        level, highest = self._level(q, u), self.level[:, -1]
+        tile_bound = self._bound(scanned.amax(2), error, level, highest)
+        tiles = tile_bound.topk(min(self.tiles, k + self.slack)).indices
         inside = scanned.gather(1, tiles[:, :, None].expand(-1, -1, TILE))  # (B, opened, TILE)
-        bounds = self._bound(inside, error[:, None], level[:, None], self.level[tiles]).flatten(1)
-        taken = min(bounds.shape[1], k + self.slack)
-        best = bounds.topk(min(bounds.shape[1], taken + 1))
-        position = tiles.gather(1, best.indices[:, :taken] // TILE) * TILE + best.indices[:, :taken] % TILE
+        bounds = self._bound(inside, error[:, None], level[:, None], highest[tiles][:, :, None]).flatten(1)
+        best = bounds.topk(min(bounds.shape[1], k + self.slack))
+        position = tiles.gather(1, best.indices // TILE) * TILE + best.indices % TILE
         rows = torch.arange(len(q), device=position.device)[:, None].expand_as(position)
         scores = self._score(q, u, rows.flatten(), position.flatten()).view_as(position)
-        scores.masked_fill_(best.values[:, :taken] == -torch.inf, -torch.inf)
-        # what was not scored may still be nearer than the k-th, up to its bound
-        left = torch.full_like(scores[:, 0], -torch.inf)
-        for rest in (top.values[:, opened:], best.values[:, taken:]):
-            left = torch.cat([left[:, None], rest], 1).amax(1)
+        scores.masked_fill_(best.values == -torch.inf, -torch.inf)
         indices, scores = (t[:, :k] for t in ordered(self.order[position], scores))
-        undecided = (left >= scores[:, -1]).nonzero().squeeze(1)
-        groups = undecided.split(max(1, _OPEN // (self.tiles * TILE))) if len(undecided) else ()
-        for rows in groups:
-            reached = tile_bound[rows] >= scores[rows, -1:]
-            mine, doubt = (None if t is None else t[rows] for t in (own, u))
-            found = self._settle(q[rows], doubt, k, scanned[rows], error[rows], reached, scores[rows, -1], mine)
-            indices[rows], scores[rows] = found
+        # what was not scored may still be nearer than the k-th, up to its bound
+        bounds.scatter_(1, best.indices, -torch.inf)
+        tile_bound.scatter_(1, tiles, -torch.inf)
+        nearest = torch.maximum(bounds.amax(1), tile_bound.amax(1))
+        undecided = (nearest >= scores[:, -1]).nonzero().squeeze(1)
+        refused = 0
+        for rows in undecided.split(max(1, _OPEN // (self.tiles * TILE))) if len(undecided) else ():
+            threshold, mine, doubt = scores[rows, -1:], *(None if t is None else t[rows] for t in (own, u))
+            row, place = (bounds[rows] >= threshold).nonzero().unbind(1)
+            column = tiles[rows[row], place // TILE] * TILE + place % TILE
+            more, tile = (tile_bound[rows] >= threshold).nonzero().unbind(1)
+            behind = self._bound(scanned[rows[more], tile], error[rows[more]], level[rows[more]], highest[tile, None])
+            pair, place = (behind >= threshold[more]).nonzero().unbind(1)
+            row, column = torch.cat([row, more[pair]]), torch.cat([column, tile[pair] * TILE + place])
+            finer = self._finer()
+            if finer and len(row) * TILE > len(rows) * len(self.gallery):  # products of all are cheaper than so many
+                refused += len(rows)
+                indices[rows], scores[rows] = finer.nearest(q[rows], k, doubt, mine)
+            else:
+                indices[rows], scores[rows] = self._settled(q[rows], doubt, indices[rows], scores[rows], row, column)
         # where the bounds decide little, for example for embeddings that are all alike, begin with the finer ones
-        self._fine_first = self._refused > len(q) // 2
+        self._fine_first = refused > len(q) // 2
         return indices, scores
 
     def ceiling(self, q: Tensor, u: Tensor | None = None, own: Tensor | None = None) -> Tensor:
@@ -207,8 +215,9 @@ class Scan:
         scanned, error = self._scanned(q, u, own)
         level, everyone = self._level(q, u), torch.arange(len(q), device=q.device)
         score = self._score(q, u, everyone, self.place[columns])[:, None]
-        high = self._bound(scanned, error[:, None], level[:, None], self.level).flatten(1)
-        low = self._bound(scanned, error[:, None], level[:, None], self.level, -1).flatten(1)
+        high, low = (
+            self._bound(scanned, error[:, None], level[:, None], self.level, low).flatten(1) for low in (False, True)
+        )
         rank = 1 + (low > score).sum(1)
         row, position = ((high >= score) & (low <= score)).nonzero().unbind(1)
         exact, index = self._score(q, u, row, position), self.order[position]
@@ -230,35 +239,19 @@ class Scan:
             out[part] = exact_scores(q[row], self.gallery[column], mine, theirs, self.tau)
         return out
 
-    def _settle(
-        self,
-        q: Tensor,
-        u: Tensor | None,
-        k: int,
-        scanned: Tensor,
-        error: Tensor,
-        reached: Tensor,
-        threshold: Tensor,
-        own: Tensor | None,
+    def _settled(
+        self, q: Tensor, u: Tensor | None, indices: Tensor, scores: Tensor, row: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`nearest`, by scoring all that ``threshold`` (a lower bound of the k-th score) leaves open.
-
-        ``reached``: the ``(B, T)`` tiles that hold any of it.
-        """
-        row, tile = reached.nonzero().unbind(1)
-        level = self._level(q, u)[row]
-        bounds = self._bound(scanned[row, tile], error[row], level, self.level[tile])
-        pair, inside = (bounds >= threshold[row, None]).nonzero().unbind(1)
-        finer = self._finer()
-        if finer and len(pair) * TILE > len(q) * len(self.gallery):  # products of all are cheaper than so many
-            self._refused += len(q)
-            return finer.nearest(q, k, u, own)
-        row, position = row[pair], tile[pair] * TILE + inside
+        """The nearest among those found, ``(B, k)``, and P more pairs."""
+        k = indices.shape[1]
+        by_row = row.argsort(stable=True)
+        row, position = row[by_row], position[by_row]
         count = torch.bincount(row, minlength=len(q))
-        rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]  # row ascends
-        columns = torch.full((len(q), int(count.max())), len(self.gallery), device=row.device)
-        scores = torch.full(columns.shape, -torch.inf, device=row.device)
-        columns[row, rank] = self.order[position]
+        rank = k + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        beyond = (0, int(count.max()))
+        indices = torch.nn.functional.pad(indices, beyond, value=len(self.gallery))
+        scores = torch.nn.functional.pad(scores, beyond, value=-torch.inf)
+        indices[row, rank] = self.order[position]
         scores[row, rank] = self._score(q, u, row, position)
-        columns, scores = ordered(columns, scores)
-        return columns[:, :k], scores[:, :k]
+        indices, scores = ordered(indices, scores)
+        return indices[:, :k], scores[:, :k]
