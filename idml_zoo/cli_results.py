@@ -131,6 +131,8 @@ def _validate(args: argparse.Namespace) -> int:
     from idml_zoo.compare import load_queries
     from idml_zoo.results import ResultError, read_result
 
+    if (args.folder / "results").is_dir():  # a leaderboard's root
+        args.folder = args.folder / "results"
     files = sorted(args.folder.glob("*/*/seed*.json"))
     if not files:
         raise FileNotFoundError(f"no result files under {args.folder} (expected <benchmark>/<row>/seed<k>.json)")

@@ -32,7 +32,7 @@ class Config:
     # what
     benchmark: str = "cub"  # registered name; with `source`, the name for one's own images
     variant: str = "idml"  # see `idml-zoo list --what variants`
-    name: str = ""  # row of the leaderboard; default <variant>-<backbone>-<image size>px
+    name: str = "{variant}-{backbone}-{image_size}px"  # row of the leaderboard
     seed: int = 0
     # data
     data_root: str = "data"
@@ -118,6 +118,14 @@ class Config:
         for key in (*positive, "initial_level", "clip_value"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} must be positive, got {getattr(self, key)!r}")
+        try:
+            named = bool(self.row(0).strip())
+        except (LookupError, ValueError, AttributeError):
+            named = False
+        if not named:
+            raise ConfigError(
+                f"name must be a text that may hold {{variant}}, {{backbone}} and {{image_size}}, got {self.name!r}"
+            )
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if not 0 <= self.warmup_epochs <= self.epochs:
@@ -130,6 +138,11 @@ class Config:
             )
         if self.stream and self.steps_per_epoch < 1:
             raise ConfigError("stream has no end: say how long an epoch is with steps_per_epoch=1000")
+
+    def row(self, image_size: int) -> str:
+        """The row of the leaderboard: ``name``, filled in."""
+        row = self.name.format(variant=self.variant, backbone=self.backbone.split(".")[0], image_size=image_size)
+        return row + ("-validation" if self.evaluate_on == "validation" else "")
 
     def to_yaml(self) -> str:
         """The resolved configuration, every key, in the order of the class."""
@@ -200,6 +213,9 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         try:
             given[key] = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
+            if TYPES.get(key) is str:  # name={variant}-mine
+                given[key] = text
+                continue
             raise ConfigError(f"{item}: the value is not YAML ({error})") from error
     values |= build(given, "command line")
     name = values.get("variant", Config.variant)

@@ -147,8 +147,7 @@ def run(config: Config) -> list[Result]:
     # data and network
     benchmark, train, measured = load_benchmark(config)
     model = build_model(config, benchmark, variant)
-    name = config.name or f"{config.variant}-{config.backbone.split('.')[0]}-{model.transform.image_size}px"
-    name += "-validation" if config.evaluate_on == "validation" else ""
+    name = config.row(model.transform.image_size)
     loading = build_loading(config, train, model.transform, workers, accelerator.process_index, world, main)
     criterion = create_criterion(
         variant.loss,

@@ -53,8 +53,9 @@ def test_rows_of_other_images_are_not_compared(tmp_path, capsys):
 
 
 def test_validate_names_what_is_wrong(tmp_path, capsys):
+    root, tmp_path = tmp_path, tmp_path / "results"
     a, b, c, d = (row(tmp_path, name, 0.5, seeds=1) for name in "abcd")
-    assert main(["results", "validate", str(tmp_path)]) == 0
+    assert main(["results", "validate", str(root)]) == 0
     assert "4 of 4 result files are whole" in capsys.readouterr().out
     (a / "seed0.queries.npz").unlink()
     (b / "seed0.queries.npz").write_bytes((b / "seed0.queries.npz").read_bytes()[:-1])

@@ -44,6 +44,13 @@ def test_overrides_are_typed():
     assert load_config(QUICKSTART, ["image_size=null"]).image_size is None
 
 
+def test_a_row_is_named_after_its_variant():
+    """Else a control would be saved as the row that it controls."""
+    assert load_config(QUICKSTART, ["variant=pa_mixup"]).row(64) == "pa_mixup-test_resnet-quickstart"
+    assert load_config(QUICKSTART, ["name={variant}-{image_size}"]).row(64) == "idml-64"
+    assert load_config(QUICKSTART, ["name=mine", "evaluate_on=validation"]).row(64) == "mine-validation"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -67,6 +74,9 @@ def test_overrides_are_typed():
         ("epochs", "expected key=value, got 'epochs'"),
         ("lr=[1", "the value is not YAML"),
         ("random_crop_scale=[a, b]", "random_crop_scale must be list or null"),
+        ("name={epochs}-x", "may hold {variant}, {backbone} and {image_size}, got '{epochs}-x'"),
+        ("name={", "name must be a text"),
+        ("name=", "name must be a text"),
         ("backbone_options=[]", "backbone_options must be dict"),
     ],
 )

@@ -1,6 +1,6 @@
 """The whole evaluation at SOP's size, ours against others': 60,502 × 512, 11,316 classes. Run by hand, ~6 minutes.
 
-    python tests/benchmarks/evaluation.py [--scale 0.1] [--rounds 1] [--only ours pml] [--out evaluation.json]
+    python tests/benchmarks/evaluation.py [--scale 0.1 …] [--rounds 1] [--only ours pml] [--out evaluation.json]
 
 Contenders, each in a process of its own, on the same embeddings and with the same number of threads:
 
@@ -139,7 +139,9 @@ def contend(name: str, folder: Path) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of images and classes (default 1)")
+    parser.add_argument(
+        "--scale", type=float, nargs="+", default=[1.0], help="of the number of images and classes (default 1)"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--out", type=Path)
@@ -151,16 +153,16 @@ def main() -> None:
         return
     environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())}
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), args.scale)
-        for _ in range(args.rounds):
-            for name in args.only:
+    for scale in args.scale:
+        with tempfile.TemporaryDirectory() as folder:
+            make(Path(folder), scale)
+            for name in list(args.only) * args.rounds:
                 command = [sys.executable, __file__, "--contender", name, "--folder", folder]
                 done = subprocess.run(command, capture_output=True, text=True, env=environment)
                 if done.returncode:
                     print(f"{name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
                     continue
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
+                rows.append({"images": round(IMAGES * scale)} | json.loads(done.stdout.splitlines()[-1]))
                 print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
