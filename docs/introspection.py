@@ -127,7 +127,7 @@ def measure_pace(runs: Path, results: Path) -> list[dict[str, object]]:
     import idml_zoo
     from idml_zoo.analysis import gradient_curves, plot_gradients, sample_gradients
     from idml_zoo.evaluation.uncertainty import spearman
-    from idml_zoo.hub import WEIGHTS, sha256_of
+    from idml_zoo.weights import WEIGHTS, sha256_of
 
     split = benchmarks["glyphs_subset"].splits().test
     found: list[dict[str, object]] = []

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from idml_zoo.evaluation.measure import evaluate_embeddings
     from idml_zoo.evaluation.protocol import evaluate, save_result
     from idml_zoo.evaluation.retrieval import retrieval_metrics
-    from idml_zoo.hub import save_pretrained
     from idml_zoo.model import IDMLModel
     from idml_zoo.registry import benchmarks
     from idml_zoo.similarity import cosine, introspective_distance, introspective_similarity, released_similarity
@@ -39,7 +38,6 @@ _PUBLIC = {
     "list_models": "zoo",
     "released_similarity": "similarity",
     "retrieval_metrics": "evaluation.retrieval",
-    "save_pretrained": "hub",
     "save_result": "evaluation.protocol",
     "search": "evaluation.knn",
     "table_benchmark": "data.benchmark",
@@ -62,7 +60,6 @@ __all__ = [
     "list_models",
     "released_similarity",
     "retrieval_metrics",
-    "save_pretrained",
     "save_result",
     "search",
     "table_benchmark",

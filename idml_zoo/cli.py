@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo import cli_data, cli_results
+from idml_zoo import cli_data, cli_hub, cli_results
+from idml_zoo.cli_model import add_model, open_model
 from idml_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -45,31 +46,24 @@ def _eval(args: argparse.Namespace) -> int:
     from idml_zoo.data.benchmark import table_benchmark
     from idml_zoo.evaluation.embed import embed
     from idml_zoo.evaluation.protocol import evaluate, save_result
-    from idml_zoo.hub import WEIGHTS, read_config, sha256_of
     from idml_zoo.leaderboard import build_leaderboard, summary
     from idml_zoo.registry import benchmarks, heads
     from idml_zoo.results import read_result
-    from idml_zoo.zoo import LOCAL, create_model, weights_source
+    from idml_zoo.zoo import weights_source
 
     benchmark = table_benchmark(args.benchmark, args.source) if args.source else benchmarks[args.benchmark]
-    local = args.model.startswith(LOCAL)
-    if not local:
-        import torch
-
-        torch.manual_seed(args.seed)
-    weights = args.backbone_weights
-    model = create_model(args.model, local, backbone=args.backbone, pooling=args.pooling, backbone_pretrained=weights)
-    about: dict[str, Any] = {"pretrained": weights_source(weights, model.config["backbone"])}
-    if local:
-        folder = Path(args.model[len(LOCAL) :])
-        meta = read_config(folder)["meta"]
+    model = open_model(args)
+    about: dict[str, Any] = {"pretrained": weights_source(args.backbone_weights, model.config["backbone"])}
+    if origin := model.origin:
+        meta = origin.spec.meta
         about = {"pretrained": str(meta.get("pretrained", "none")), "variant": str(meta.get("variant", "none"))}
-        about |= {"weights_sha256": sha256_of(folder / WEIGHTS), "checkpoint": "last", "training": "weights of its own"}
+        source = "weights of its own" if origin.revision is None else f"weights of {origin.source}@{origin.revision}"
+        about |= {"weights_sha256": origin.sha256, "checkpoint": "last", "training": source}
     elif args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
     model.transform = model.transform.replace(image_size=args.image_size, crop_fraction=args.crop_fraction)
     if args.like:
-        if not local:
+        if model.origin is None:
             raise ValueError("--like measures trained weights again: give the model as local-dir:FOLDER")
         old = read_result(args.like)
         args.row, args.seed, args.similarity = old.row, old.seed, [old.protocol.similarity]
@@ -149,11 +143,9 @@ def _gallery(args: argparse.Namespace) -> int:
     from idml_zoo.evaluation.embed import embed
     from idml_zoo.gallery import build_gallery
     from idml_zoo.registry import benchmarks, heads
-    from idml_zoo.zoo import LOCAL, create_model
 
     benchmark = table_benchmark(args.benchmark, args.source) if args.source else benchmarks[args.benchmark]
-    local = args.model.startswith(LOCAL)
-    model = create_model(args.model, local, backbone=args.backbone, backbone_pretrained=args.backbone_weights)
+    model = open_model(args)
     if args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
     split = benchmark.splits(args.root).test
@@ -204,14 +196,9 @@ def build_parser() -> argparse.ArgumentParser:
     one.set_defaults(run=_list)
 
     one = commands.add_parser("eval", help="measure a model on a benchmark and add its row to a leaderboard")
-    one.add_argument("model", help="a name of `idml-zoo list`, 'local-dir:FOLDER', or a head with --backbone")
+    add_model(one)
     one.add_argument("benchmark", help="name of `idml-zoo list --what benchmarks`, or one's own with --source")
     one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
-    one.add_argument(
-        "--backbone", help="timm model, for a head ('idml', 'semantic', 'features' = plain pooled features)"
-    )
-    one.add_argument("--backbone-weights", choices=("none", "timm", "package"), default="none")
-    one.add_argument("--pooling", choices=("avg+max", "avg", "native"))
     one.add_argument("--image-size", type=int, help="pixels")
     one.add_argument("--crop-fraction", type=float, help="resize to image size / this, then crop (default 0.875)")
     one.add_argument(
@@ -247,13 +234,11 @@ def build_parser() -> argparse.ArgumentParser:
         "gallery",
         help="pictures of queries and their neighbours: confident mistakes, uncertain images, a map",
     )
-    one.add_argument("model", help="a name of `idml-zoo list`, 'local-dir:FOLDER', or a head with --backbone")
+    add_model(one)
     one.add_argument("benchmark", help="name of `idml-zoo list --what benchmarks`, or your own with --source")
     one.add_argument("--out", default="gallery", help="folder (default: gallery)")
     one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
     one.add_argument("--source", help="one's own images: folder of class folders, Parquet file, or Hub data set id")
-    one.add_argument("--backbone", help="timm model, for a head")
-    one.add_argument("--backbone-weights", choices=("none", "timm", "package"), default="none")
     one.add_argument("--k", type=int, default=8, help="neighbours of each query (default 8)")
     one.add_argument("--count", type=int, default=12, help="queries of each section (default 12)")
     one.add_argument("--similarity", choices=("cosine", "introspective"), default="cosine")
@@ -265,6 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     cli_data.add_parser(commands)
     cli_results.add_parser(commands)
+    cli_hub.add_parsers(commands)
 
     one = commands.add_parser("analyse", help="draw how uncertainty slows learning down")
     one.add_argument(
@@ -273,7 +259,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="each loss's gradient against the pair's uncertainty; with --model also that of every image, measured",
     )
     one.add_argument("--out", default="gradients.png", help=".png, .svg or .pdf (default: gradients.png)")
-    one.add_argument("--model", help="'local-dir:FOLDER' of a trained model")
+    one.add_argument("--model", help="trained model: its name, 'local-dir:FOLDER' or 'hf-hub:user/name'")
     one.add_argument("--benchmark", help="whose test images to measure")
     one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
     one.add_argument("--tau", type=float, default=5.0, help="temperature of the metric (default 5)")

@@ -1,133 +1,222 @@
-"""Saving and loading a model: ``model.safetensors`` and ``config.json`` in one folder."""
+"""Models on the Hugging Face Hub, or a mirror of it: fetched by commit and checked, pushed in one commit and checked.
+
+All traffic is huggingface_hub's, so that its settings hold: HF_ENDPOINT (a mirror), HF_HUB_OFFLINE, HF_HOME (the
+cache), HF_TOKEN, HTTPS_PROXY, and its retries and resumed downloads.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
+from idml_zoo.weights import CONFIG, WEIGHTS, WeightsError, sha256_of
 
-from idml_zoo.data.transforms import TransformConfig
-from idml_zoo.model import IDMLModel
-from idml_zoo.version import __version__
-
-FORMAT = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-_KEYS = {"format", "idml_zoo", "model", "transform", "meta"}
-_MODEL_KEYS = {"backbone", "head", "embedding_dim", "pooling", "head_options", "backbone_options"}
+PREFIX = "hf-hub:"
+LOCAL_WEIGHTS = "IDML_ZOO_WEIGHTS"  # environment: a folder of weights that is looked into before the Hub
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class WeightsError(ValueError):
-    """Weights or their configuration are missing, damaged, or of another network."""
+class HubError(OSError):
+    """A repository that cannot be read or written; the message says why and what to do."""
 
 
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class Fetched:
+    """One file of a repository.
 
-
-def save_pretrained(model: IDMLModel, folder: str | Path, **meta: Any) -> Path:
-    """Writes ``model.safetensors`` and ``config.json`` into ``folder``; each file whole or not at all.
-
-    Args:
-        model: the network.
-        folder: made if it is not there.
-        meta: JSON values to keep with it (benchmark, variant, seed, ...).
+    Attributes:
+        path: where it lies on this machine.
+        commit: that it belongs to; None for a folder of one's own.
     """
-    from safetensors.torch import save_file
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "format": FORMAT,
-        "idml_zoo": __version__,
-        "model": model.config,
-        "transform": model.transform.to_dict(),
-        "meta": meta,
-    }
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-        save_file(tensors, Path(part) / WEIGHTS, metadata={"format": "pt"})
-        (Path(part) / CONFIG).write_text(text, encoding="utf-8")
-        os.replace(Path(part) / WEIGHTS, folder / WEIGHTS)
-        os.replace(Path(part) / CONFIG, folder / CONFIG)
-    return folder
+    path: Path
+    commit: str | None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The checked content of ``folder/config.json``; WeightsError with the reason where it will not do."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise WeightsError(f"no {path}; expected a folder written by save_pretrained, with {CONFIG} and {WEIGHTS}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise WeightsError(f"{path} is not readable JSON ({error}); copy the folder again") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise WeightsError(f"{path} has format {found!r}, this version of idml_zoo reads format {FORMAT}")
-    model = config.get("model")
-    if set(config) != _KEYS or not isinstance(model, dict) or set(model) != _MODEL_KEYS:
-        odd = sorted((set(config) ^ _KEYS) | (set(model) ^ _MODEL_KEYS if isinstance(model, dict) else set()))
-        raise WeightsError(f"{path} has missing or unknown keys: {', '.join(odd)}")
-    return config
-
-
-def load_local(folder: str | Path, pretrained: bool = True) -> IDMLModel:
-    """The network of a folder written by :func:`save_pretrained`, in eval mode.
-
-    Args:
-        folder: where it lies.
-        pretrained: load the weights (strictly); False gives the same network freshly initialised.
+def split_name(name: str) -> tuple[str, str | None]:
+    """ "user/name@revision" to ("user/name", "revision").
 
     Raises:
-        WeightsError: a file is missing, truncated, or holds other tensors than the configuration says.
+        ValueError: no repository's name.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    repo, _, revision = name.partition("@")
+    if not _REPO.fullmatch(repo) or ".." in repo:
+        raise ValueError(f"{name!r} is no repository of the Hub; expected user/name or user/name@revision")
+    return repo, revision or None
 
-    folder = Path(folder)
-    config = read_config(folder)
-    spec = config["model"]
-    try:
-        transform = TransformConfig(**config["transform"])
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / CONFIG}: bad 'transform' ({error})") from error
-    model = IDMLModel(
-        spec["backbone"],
-        spec["head"],
-        spec["embedding_dim"],
-        spec["pooling"],
-        spec["head_options"],
-        transform,
-        **spec["backbone_options"],
-    )
-    if pretrained:
-        path = folder / WEIGHTS
-        if not path.is_file():
-            raise WeightsError(f"no {path}; the folder has a configuration but no weights")
-        try:
-            state = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is not a whole safetensors file ({error}); copy or train it again") from error
-        expected = model.state_dict()
-        wrong = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
-        if state.keys() != expected.keys() or wrong:
-            missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+
+def local_folder(name: str) -> Path | None:
+    """The folder of a model's name, or a repository's, in :data:`LOCAL_WEIGHTS`; None where there is none."""
+    root = os.environ.get(LOCAL_WEIGHTS)
+    if not root:
+        return None
+    folder = Path(root) / name
+    return folder if (folder / CONFIG).is_file() else None
+
+
+def fetch(
+    repo: str,
+    filename: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    most_bytes: int | None = None,
+) -> Fetched:
+    """One file of a model's repository, from the cache where it is there already.
+
+    Args:
+        repo: "user/name".
+        filename: in the repository.
+        revision: commit, branch or tag; None for the newest.
+        token: None for the one that is logged in; False for none.
+        cache_dir: None for the Hub's own cache.
+        most_bytes: refuse a larger file before it is downloaded.
+
+    Raises:
+        HubError: see :func:`explained`.
+        WeightsError: too large, or its content is not what the Hub says it is.
+    """
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
+
+    if most_bytes is not None and not constants.HF_HUB_OFFLINE:
+        size = _size(hf_hub_url(repo, filename, revision=revision), token)
+        if size is not None and size > most_bytes:
             raise WeightsError(
-                f"{path} does not fit its configuration: {len(missing)} tensors missing {missing[:3]}, "
-                f"{len(extra)} unknown {extra[:3]}, {len(wrong)} of another shape {wrong[:3]}"
+                f"{filename} of {repo} has {size:,} bytes where at most {most_bytes:,} are expected; not downloaded"
             )
-        if any(v.is_floating_point() and not bool(torch.isfinite(v).all()) for v in state.values()):
-            raise WeightsError(f"{path} holds NaN or inf; the training that wrote it had diverged")
-        model.load_state_dict(state, strict=True)
-    return model.eval()
+    with explained(repo, revision):
+        path = Path(
+            hf_hub_download(
+                repo, filename, revision=revision, token=token, cache_dir=cache_dir, library_name="idml_zoo"
+            )
+        )
+    found = path.parent.name
+    commit = found if _COMMIT.fullmatch(found) else None
+    if revision is not None and _COMMIT.fullmatch(revision) and commit not in (None, revision):
+        raise WeightsError(f"{repo} gave commit {commit} where {revision} was asked for")
+    if most_bytes is not None and path.stat().st_size > most_bytes:
+        raise WeightsError(f"{path} has {path.stat().st_size:,} bytes where at most {most_bytes:,} are expected")
+    blob = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256_of(blob) != blob.name:  # a large file is called by its hash
+        raise WeightsError(
+            f"{filename} of {repo} has not the sha256 that the Hub says ({blob.name[:12]}…): a damaged download or "
+            f"cache; delete {blob} and try again"
+        )
+    return Fetched(path, commit)
+
+
+def _size(url: str, token: str | bool | None) -> int | None:
+    """In bytes, as the server says; None where it does not, for then the download has a better error."""
+    from huggingface_hub import get_hf_file_metadata
+
+    try:
+        return get_hf_file_metadata(url, token=token).size
+    except Exception:
+        return None
+
+
+@contextmanager
+def explained(repo: str, revision: str | None = None) -> Iterator[None]:
+    """Turns what huggingface_hub raises into one :class:`HubError` that names the repository and what to do."""
+    import huggingface_hub.errors as errors
+    from huggingface_hub import constants
+
+    where = f"{repo}{f' at {revision}' if revision else ''} on {constants.ENDPOINT}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise HubError(
+            f"{where} asks for consent: accept its terms at {constants.ENDPOINT}/{repo}, then `hf auth login` or token="
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(
+            f"no repository {where}, or it is private: check the name; `hf auth login`, HF_TOKEN or token= for access"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"no revision {where}; give a commit, a branch or a tag that is there") from error
+    except errors.LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise HubError(
+                f"{where} is not in the cache, and HF_HUB_OFFLINE is set: load it once with a connection, unset it, or "
+                f"put the model's folder under ${LOCAL_WEIGHTS}"
+            ) from error
+        raise HubError(
+            f"cannot reach {where}, and it is not in the cache ({_short(error)}); check the connection, HF_ENDPOINT "
+            f"and HTTPS_PROXY, or put the model's folder under ${LOCAL_WEIGHTS}"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise HubError(f"{where} is no model of idml_zoo: it lacks {CONFIG} or {WEIGHTS} ({_short(error)})") from error
+    except (errors.HFValidationError, errors.HfHubHTTPError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        hint = {
+            401: "the token is not valid: `hf auth login`, HF_TOKEN or token=",
+            403: "the token has no right to this: one with write access is needed to push",
+            409: "somebody else changed it in the meantime; look, and try again",
+            429: "too many requests; wait, or log in for a higher limit",
+        }.get(status or 0, "try again later" if status and status >= 500 else "see the message")
+        raise HubError(f"{where}: {_short(error)}; {hint}") from error
+    except Exception as error:
+        # huggingface_hub's network errors are those of its HTTP library, which has changed its name before
+        if type(error).__module__.split(".")[0] not in (
+            "httpx",
+            "httpx2",
+            "httpcore",
+            "httpcore2",
+            "requests",
+            "urllib3",
+        ):
+            raise
+        raise HubError(
+            f"cannot reach {where} ({_short(error)}); check the connection, HF_ENDPOINT and HTTPS_PROXY"
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    cause = error.__cause__ or error.__context__ or error
+    line = next((part for part in str(cause).splitlines() if part.strip()), type(cause).__name__)
+    return line.strip()[:200]
+
+
+def push(
+    files: Mapping[str, Path],
+    repo: str,
+    message: str = "Upload with idml_zoo",
+    token: str | bool | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+) -> str:
+    """Uploads files in one commit, downloads them again into an empty folder, compares, and gives the commit.
+
+    Args:
+        files: name in the repository to path here.
+        repo: "user/name"; made if it is not there.
+        message: of the commit.
+        token: one with write access; None for the one that is logged in.
+        private: for a repository that is made now.
+        revision: branch; made if it is not there; None for the main one.
+
+    Raises:
+        HubError: see :func:`explained`; or what came back is not what was sent.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    repo, _ = split_name(repo)
+    api = HfApi(token=token, library_name="idml_zoo")
+    with explained(repo, revision):
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+        commit = api.create_commit(repo, operations, commit_message=message, revision=revision).oid
+    with tempfile.TemporaryDirectory() as empty:
+        for name, path in sorted(files.items()):
+            again = fetch(repo, name, commit, token, empty).path
+            if sha256_of(again) != sha256_of(path):
+                raise HubError(f"{name} of {repo} at {commit} is not what was sent; push again")
+    return commit

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.registry import heads, nearest
 from idml_zoo.types import Embedding
 
 if TYPE_CHECKING:
-    from idml_zoo.data.transforms import TransformConfig
+    from idml_zoo.pretrained import Origin
+
+M = TypeVar("M", bound="IDMLModel")
 
 POOLINGS = ("avg+max", "avg", "native")
+# options of timm.create_model that say where weights come from, not what the network is
+_LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 def create_backbone(name: str, pooling: str | None = None, **kwargs: Any) -> tuple[Any, str]:
@@ -77,6 +85,7 @@ class IDMLModel(nn.Module):
 
     Attributes:
         config: everything needed to build the same network again, as plain JSON values.
+        origin: where its weights come from; None for a network that was not loaded.
         backbone_frozen: if True, the backbone runs without gradient (the recipe's warm-up).
     """
 
@@ -100,10 +109,12 @@ class IDMLModel(nn.Module):
         width = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
         self.head = head_class(features, **width, **(head_options or {}))
         self.transform = transform or TransformConfig.from_timm(self.backbone.pretrained_cfg)
-        self.backbone_frozen = False
-        saved_options = {k: v for k, v in backbone_options.items() if k not in ("pretrained", "pretrained_cfg")}
+        self.backbone_frozen = self._backbone_fixed = False
+        self.origin: Origin | None = None
+        saved_options = {k: v for k, v in backbone_options.items() if k not in _LOADING}
+        plain = backbone_name if ":" not in backbone_name else self.backbone.pretrained_cfg["architecture"]
         self.config: dict[str, Any] = {
-            "backbone": backbone_name,
+            "backbone": plain,
             "head": head_name,
             "embedding_dim": embedding_dim,
             "pooling": self.pooling,
@@ -129,3 +140,108 @@ class IDMLModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
             features = self.forward_features(images)
         return self.head(features)
+
+    def forward_intermediates(self, images: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+        """The backbone's feature maps, by timm: ``(B, 3, H, W)`` images to maps ``(B, C, h, w)``.
+
+        Args:
+            images: as for :meth:`forward`.
+            indices: which stages; an int for the last so many; None for all.
+        """
+        return self.backbone.forward_intermediates(images, indices=indices, intermediates_only=True)
+
+    def freeze_backbone(self: M, frozen: bool = True) -> M:
+        """Only the head learns: no gradient for the backbone, whose batch-norm statistics stay even in train mode."""
+        self.backbone.requires_grad_(not frozen)
+        self.backbone_frozen = self._backbone_fixed = frozen
+        return self.train(self.training)
+
+    def train(self: M, mode: bool = True) -> M:
+        super().train(mode)
+        if self._backbone_fixed:
+            self.backbone.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """The backbone computes its activations again in the backward pass instead of keeping them."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def reset_head(self: M, head: str | None = None, embedding_dim: int | None = None, **options: Any) -> M:
+        """A fresh head on the same backbone, as timm's ``reset_classifier``.
+
+        Args:
+            head: name in the head registry; None for the same kind, with the options it had.
+            embedding_dim: D; None for what it was.
+            options: of the head.
+        """
+        same = head is None or head == self.config["head"]
+        head = head or str(self.config["head"])
+        head_class = heads[head]
+        if embedding_dim is None and head != "features":
+            embedding_dim = self.config["embedding_dim"]
+        options = {**(self.config["head_options"] if same else {}), **options}
+        features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+        first = next(self.backbone.parameters())
+        width = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
+        self.head = head_class(features, **width, **options).to(first.device, first.dtype).train(self.training)
+        self.config |= {"head": head, "embedding_dim": embedding_dim, "head_options": options}
+        self.origin = None
+        return self
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None, **meta: Any) -> Path:
+        """Writes ``model.safetensors`` and ``config.json`` into ``folder``; each whole or not at all.
+
+        The configuration holds a probe, the embedding of a fixed image by the saved weights on the CPU, which is
+        computed again when they are loaded.
+
+        Args:
+            folder: made if it is not there.
+            dtype: of the stored floating tensors, ``torch.float16`` for half the size; None: as they are.
+            meta: JSON values to keep with it (benchmark, variant, seed, ...).
+
+        Raises:
+            ValueError: NaN or inf among the weights, or options that a file may not hold (see
+                :data:`idml_zoo.weights.BACKBONE_OPTIONS`); nothing is written.
+        """
+        from idml_zoo.pretrained import save
+
+        return save(self, Path(folder), dtype, meta)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
+        message: str = "Upload with idml_zoo",
+        token: str | bool | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        **meta: Any,
+    ) -> str:
+        """Saves, uploads in one commit, and downloads again to compare.
+
+        Args:
+            repo: "user/name" on the Hub; made if it is not there.
+            card: text of its README.md, from :func:`idml_zoo.model_card`; None leaves the one that is there.
+            dtype, meta: as for :meth:`save_pretrained`.
+            message: of the commit.
+            token: with write access; None for the one that is logged in.
+            private: for a repository that is made now.
+            revision: branch; None for the main one.
+
+        Returns:
+            The commit: ``create_model("hf-hub:" + repo, pretrained=True, revision=commit)`` gives these weights.
+
+        Raises:
+            HubError: the Hub refuses or cannot be reached.
+        """
+        from idml_zoo.hub import push
+        from idml_zoo.weights import CARD, CONFIG, WEIGHTS
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype, **meta)
+            files = {name: Path(folder) / name for name in (CONFIG, WEIGHTS)}
+            if card is not None:
+                files[CARD] = Path(folder) / CARD
+                files[CARD].write_text(card, encoding="utf-8")
+            return push(files, repo, message, token, private, revision)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from idml_zoo.data.transforms import TransformConfig
     from idml_zoo.model import IDMLModel
 
-LOCAL = "local-dir:"
+LOCAL, HUB = "local-dir:", "hf-hub:"
+EMBEDDED = Path(__file__).with_name("embedded")  # weights that come with the package, a folder for each model
+_CONFIG_BYTES = 1 << 20  # at most
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,20 @@ BACKBONES: dict[str, Backbone] = {
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Where trained weights of a named model lie.
+
+    Attributes:
+        sha256: of ``model.safetensors``: weights from anywhere must have it.
+        repo, revision: "user/name" on the Hub, and the commit; None where they come with the package.
+    """
+
+    sha256: str
+    repo: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """A named model.
 
@@ -73,7 +89,7 @@ class Record:
     benchmark: str
     recipe: str
     embedding_dim: int = 512
-    weights: str | None = None
+    weights: Weights | None = None
 
     def command(self, name: str) -> str:
         """What to type to train this model; its row is called ``name``."""
@@ -89,6 +105,10 @@ class Record:
 
 
 models: Registry[Record] = Registry("model")
+# by name; `idml-zoo push` prints what belongs here
+PUBLISHED: dict[str, Weights] = {
+    "idml_test_resnet_glyphs": Weights("3216a427c293e46d3c6bdd4006e4f6c08b7831b06a9cd70f0594557282ca6050"),
+}
 _RECIPES = {b: f"recipes/{b}_resnet50.yaml" for b in ("cub", "cars196", "sop")} | {
     "glyphs": "recipes/glyphs_quickstart.yaml",
     "cub2010": "recipes/cub2010_lite0.yaml",
@@ -96,8 +116,17 @@ _RECIPES = {b: f"recipes/{b}_resnet50.yaml" for b in ("cub", "cars196", "sop")} 
 for _head in ("idml", "semantic"):
     for _backbone in BACKBONES:
         for _benchmark in ("cub", "cars196", "sop", "glyphs"):
+            _name, _small = f"{_head}_{_backbone}_{_benchmark}", (_backbone, _benchmark) == ("test_resnet", "glyphs")
             models.add(
-                f"{_head}_{_backbone}_{_benchmark}", Record(_head, _backbone, _benchmark, recipe=_RECIPES[_benchmark])
+                _name,
+                Record(
+                    _head,
+                    _backbone,
+                    _benchmark,
+                    recipe="recipes/glyphs_test_resnet.yaml" if _small else _RECIPES[_benchmark],
+                    embedding_dim=128 if _small else 512,
+                    weights=PUBLISHED.get(_name),
+                ),
             )
     models.add(
         f"{_head}_tf_efficientnet_lite0_cub2010",
@@ -125,40 +154,57 @@ def create_model(
     backbone_pretrained: bool | str = False,
     pooling: str | None = None,
     head_options: dict[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    verify: bool = True,
     **backbone_options: Any,
 ) -> IDMLModel:
     """Builds a model, in eval mode.
 
     Args:
         name: a name of :func:`list_models` ("idml_resnet50_cub"); a head ("idml", "semantic", "features") together
-            with ``backbone``; or "local-dir:PATH", a folder written by ``save_pretrained``.
-        pretrained: load the trained weights of that name.
+            with ``backbone``; "local-dir:PATH", a folder written by ``save_pretrained``; or "hf-hub:user/name", a
+            repository on the Hub, also "hf-hub:user/name@revision".
+        pretrained: load the trained weights of that name. Those of a named model are looked for in the folder that the
+            environment variable IDML_ZOO_WEIGHTS names, then in the package, then on the Hub; they must have the
+            recorded sha256.
         backbone: any timm model, for a head's name.
         embedding_dim: D; default 512.
         backbone_pretrained: start the backbone from ImageNet weights: True or "timm", those of timm (from the Hub or
             its cache); "package", those of the extra ``idml-zoo[weights]`` (no Hub needed). False or "none": random.
         pooling: "avg+max", "avg" or "native"; see :func:`idml_zoo.model.create_backbone`.
         head_options: further options of the head, such as ``{"uncertainty_input": "features"}``.
+        revision: commit, branch or tag of a "hf-hub:" name; the default is the newest.
+        token, cache_dir: for the Hub; the defaults are its own.
+        verify: compute the embedding of the stored probe image again, and refuse weights that no longer give it.
         backbone_options: passed to ``timm.create_model``.
 
     Raises:
         UnknownNameError: no such name; the nearest ones are given.
         ValueError: options that do not go together, or ``pretrained=True`` for a name without published weights.
-        WeightsError: a local folder that does not hold what it should.
+        WeightsError: a folder or a repository that does not hold what it should.
+        HubError: a repository that cannot be read.
     """
+    stored = name.startswith((LOCAL, HUB))
+    if stored or (pretrained and name in models):
+        given = {"backbone": backbone, "embedding_dim": embedding_dim, "pooling": pooling, "head_options": head_options}
+        given |= {"backbone_pretrained": backbone_pretrained not in (False, "none")} | backbone_options
+        if odd := [k for k, v in given.items() if v]:
+            raise ValueError(f"{name}: its weights say what the network is; leave out {', '.join(odd)}")
+    if revision is not None and not name.startswith(HUB):
+        raise ValueError(f"revision= is for {HUB!r} names, got {name!r}")
     if name.startswith(LOCAL):
-        if (
-            backbone
-            or embedding_dim
-            or pooling
-            or head_options
-            or backbone_options
-            or backbone_pretrained not in (False, "none")
-        ):
-            raise ValueError(f"{name}: the folder's config.json says what the network is; give no other options")
-        from idml_zoo.hub import load_local
+        return _load_folder(Path(name[len(LOCAL) :]), pretrained, verify)
+    if name.startswith(HUB):
+        from idml_zoo.hub import local_folder, split_name
 
-        return load_local(Path(name[len(LOCAL) :]), pretrained)
+        repo, named = split_name(name[len(HUB) :])
+        if named and revision and named != revision:
+            raise ValueError(f"{name!r} names a revision already, not {revision!r}")
+        if folder := local_folder(repo):
+            return _load_folder(folder, pretrained, verify)
+        return _load_hub(repo, named or revision, pretrained, token, cache_dir, verify)
     transform: dict[str, Any] = {}
     if name in models:
         record = models[name]
@@ -167,7 +213,7 @@ def create_model(
                 f"{name!r} names its backbone already ({record.backbone}); use {record.head!r} with backbone="
             )
         if pretrained:
-            raise ValueError(_no_weights(name, record))
+            return _load_named(name, record, token, cache_dir, verify)
         chosen = BACKBONES[record.backbone]
         head, backbone = record.head, chosen.timm_name
         embedding_dim = embedding_dim or record.embedding_dim
@@ -188,6 +234,50 @@ def create_model(
     return _build(
         head, backbone, embedding_dim, backbone_pretrained, pooling, head_options, transform, backbone_options
     )
+
+
+def _load_folder(folder: Path, pretrained: bool, verify: bool, sha256: str | None = None) -> IDMLModel:
+    from idml_zoo.pretrained import load
+    from idml_zoo.weights import local_files
+
+    config, weights = local_files(folder, pretrained)
+    return load(config, weights, verify, str(folder), sha256=sha256)
+
+
+def _load_hub(
+    repo: str,
+    revision: str | None,
+    pretrained: bool,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    verify: bool,
+    sha256: str | None = None,
+) -> IDMLModel:
+    from idml_zoo.hub import fetch
+    from idml_zoo.pretrained import load, most_bytes
+    from idml_zoo.weights import CONFIG, WEIGHTS
+
+    config = fetch(repo, CONFIG, revision, token, cache_dir, _CONFIG_BYTES)
+    if not pretrained:
+        return load(config.path, None)
+    most = most_bytes(config.path)
+    weights = fetch(repo, WEIGHTS, config.commit or revision, token, cache_dir, most)  # both of one commit
+    return load(config.path, weights.path, verify, repo, config.commit, sha256)
+
+
+def _load_named(
+    name: str, record: Record, token: str | bool | None, cache_dir: str | Path | None, verify: bool
+) -> IDMLModel:
+    from idml_zoo.hub import local_folder
+
+    known = record.weights
+    if folder := local_folder(name):
+        return _load_folder(folder, True, verify, known.sha256 if known else None)
+    if known is None:
+        raise ValueError(_no_weights(name, record))
+    if known.repo is None:
+        return _load_folder(EMBEDDED / name, True, verify, known.sha256)
+    return _load_hub(known.repo, known.revision, True, token, cache_dir, verify, known.sha256)
 
 
 def _build(
@@ -225,7 +315,8 @@ def _build(
 def _no_weights(name: str, record: Record) -> str:
     return (
         f"{name!r} has no published weights yet. Train it: `{record.command(name)}`, then "
-        "create_model('local-dir:RUN_FOLDER/model', pretrained=True); "
+        "create_model('local-dir:RUN_FOLDER/model', pretrained=True), or put that folder under $IDML_ZOO_WEIGHTS by "
+        "this name; "
         "or start from ImageNet with backbone_pretrained=True"
     )
 

@@ -32,7 +32,7 @@ class Config:
     # what
     benchmark: str = "cub"  # registered name; with `source`, the name for one's own images
     variant: str = "idml"  # see `idml-zoo list --what variants`
-    name: str = "{variant}-{backbone}-{image_size}px"  # row of the leaderboard
+    name: str = ""  # row of the leaderboard; default: {variant}-{backbone}-{image_size}px
     seed: int = 0
     # data
     data_root: str = "data"
@@ -141,7 +141,8 @@ class Config:
 
     def row(self, image_size: int) -> str:
         """The row of the leaderboard: ``name``, filled in."""
-        row = self.name.format(variant=self.variant, backbone=self.backbone.split(".")[0], image_size=image_size)
+        name = self.name or "{variant}-{backbone}-{image_size}px"
+        row = name.format(variant=self.variant, backbone=self.backbone.split(".")[0], image_size=image_size)
         return row + ("-validation" if self.evaluate_on == "validation" else "")
 
     def to_yaml(self) -> str:

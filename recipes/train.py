@@ -37,13 +37,13 @@ from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.distributed import gather
 from idml_zoo.evaluation.protocol import evaluate, save_result
 from idml_zoo.evaluation.provenance import code_state
-from idml_zoo.hub import WEIGHTS, save_pretrained, sha256_of
 from idml_zoo.leaderboard import build_leaderboard, summary
 from idml_zoo.losses import create_criterion, mixup
 from idml_zoo.model import IDMLModel
 from idml_zoo.results import Result, write_text
 from idml_zoo.types import Embedding
 from idml_zoo.variants import Variant, variants
+from idml_zoo.weights import WEIGHTS, sha256_of
 from idml_zoo.zoo import weights_source
 
 console = Console(stderr=True)
@@ -233,9 +233,14 @@ def run(config: Config) -> list[Result]:
                 bar.update(task, advance=1, epoch=epoch + 1)
             scheduler.step()
             if main:
-                meta = {"benchmark": benchmark.name, "variant": config.variant, "seed": config.seed, "epoch": epoch + 1}
-                meta["pretrained"] = about["pretrained"]
-                save_pretrained(model, folder / "model", **meta)
+                model.save_pretrained(
+                    folder / "model",
+                    benchmark=benchmark.name,
+                    variant=config.variant,
+                    seed=config.seed,
+                    epoch=epoch + 1,
+                    pretrained=about["pretrained"],
+                )
     train_seconds = time.perf_counter() - started
 
     # measuring

@@ -29,7 +29,7 @@ def test_eval_writes_a_row_for_each_similarity(tmp_path, capsys, monkeypatch):
     }
     assert "R@1" in capsys.readouterr().out
     model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8)
-    folder = idml_zoo.save_pretrained(model, tmp_path / "model", variant="idml")
+    folder = model.save_pretrained(tmp_path / "model", variant="idml")
     saved = ["--leaderboard", str(tmp_path / "two"), "--device", "cpu", "--row", "saved"]
     assert main(["eval", f"local-dir:{folder}", "tiny", *saved]) == 0
     (result,) = read_results(tmp_path / "two" / "results")
@@ -40,7 +40,7 @@ def test_eval_writes_a_row_for_each_similarity(tmp_path, capsys, monkeypatch):
     (again,) = read_results(tmp_path / "three" / "results")
     assert (again.row, again.seed, again.metrics, again.model) == ("saved", 0, result.metrics, result.model)
     assert again.provenance.trained["command"] == result.provenance.command
-    idml_zoo.save_pretrained(idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8), folder)
+    idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8).save_pretrained(folder)
     assert main(["eval", f"local-dir:{folder}", "tiny", *like, "--device", "cpu"]) == 1
     assert "give the model that it was measured with" in capsys.readouterr().err
     assert main(["eval", "idml", "tiny", "--backbone", "test_resnet", *like]) == 1
@@ -78,7 +78,7 @@ def test_analyse_draws_a_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(benchmarks._entries, "tiny", idml_zoo.table_benchmark("tiny", make_folder(tmp_path / "photos")))
     model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8)
     model.transform = model.transform.replace(image_size=32)
-    folder = idml_zoo.save_pretrained(model, tmp_path / "model")
+    folder = model.save_pretrained(tmp_path / "model")
     for name, more in (("a.png", []), ("b.svg", ["--model", f"local-dir:{folder}", "--benchmark", "tiny"])):
         assert main(["analyse", "gradients", "--out", str(tmp_path / name), "--device", "cpu", *more]) == 0
         assert (tmp_path / name).stat().st_size > 10_000
@@ -92,7 +92,7 @@ def test_analyse_draws_a_figure(tmp_path, capsys, monkeypatch):
         (["eval", "idml_resnet5_cub", "cub"], "did you mean 'idml_resnet50_cub'"),
         (["eval", "features", "cub3"], "unknown benchmark 'cub3'; did you mean 'cub'"),
         (["eval", "features", "glyphs", "--backbone", "resnet500"], "did you mean resnet50"),
-        (["eval", "local-dir:/nowhere", "glyphs"], "no /nowhere/config.json"),
+        (["eval", "local-dir:/nowhere", "glyphs"], "no folder /nowhere"),
         (
             ["eval", "idml", "cub", "--backbone", "test_resnet", "--root", "/nowhere"],
             "extract the official archive there",

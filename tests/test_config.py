@@ -76,7 +76,6 @@ def test_a_row_is_named_after_its_variant():
         ("random_crop_scale=[a, b]", "random_crop_scale must be list or null"),
         ("name={epochs}-x", "may hold {variant}, {backbone} and {image_size}, got '{epochs}-x'"),
         ("name={", "name must be a text"),
-        ("name=", "name must be a text"),
         ("backbone_options=[]", "backbone_options must be dict"),
     ],
 )

@@ -138,7 +138,7 @@ def test_they_are_heads_like_any_other(head, tmp_path):
     model = idml_zoo.create_model(head, backbone="test_resnet", embedding_dim=16)
     e = model(torch.randn(2, 3, 32, 32))
     assert e.semantic.shape == e.uncertainty.shape == (2, 16) and bool((e.level > 0).all())
-    folder = idml_zoo.save_pretrained(model, tmp_path / "m")
+    folder = model.save_pretrained(tmp_path / "m")
     again = idml_zoo.create_model(f"local-dir:{folder}", pretrained=True)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.eval()(images).uncertainty, again(images).uncertainty)

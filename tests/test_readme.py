@@ -1,4 +1,4 @@
-"""Every code block of the README is run, or is marked with the reason why it cannot be."""
+"""Every code block of the README and of docs/ is run, or is marked with the reason why it cannot be."""
 
 import os
 import re
@@ -12,7 +12,10 @@ from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"(?:<!-- not run: ([^>]+) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
-PYTHON = [body for _, kind, body in BLOCKS if kind == "python"]
+PYTHON = {f"README-{i}": body for i, body in enumerate(body for _, kind, body in BLOCKS if kind == "python")}
+for page in sorted((ROOT / "docs").rglob("*.md")):
+    for i, body in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)):
+        PYTHON[f"{page.stem}-{i}"] = body
 SHELL = [line for reason, kind, body in BLOCKS if kind == "bash" and not reason for line in body.strip().splitlines()]
 INSTALLING = [line for line in SHELL if line.startswith("pip install")]
 
@@ -23,7 +26,7 @@ def test_there_are_blocks_of_each_kind():
     assert {kind for _, kind, _ in BLOCKS} == {"python", "bash", "text"}
 
 
-@pytest.mark.parametrize("body", PYTHON, ids=range(len(PYTHON)))
+@pytest.mark.parametrize("body", PYTHON.values(), ids=list(PYTHON))
 def test_python_blocks_run(body, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(body, "README.md", "exec"), {})

@@ -35,6 +35,8 @@ class Benchmark:
             (a copy on the Hub, a Parquet file); None where only a column ``split`` can tell.
         lookalikes: {number of images in a split: what that copy really is}, for the error message.
         embedded: needs no files.
+        licence: of the data, in words, for the cards of models that were trained on it.
+        weights_licence: what such models' weights are given under: an identifier of the Hub, "other" for those words.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Benchmark:
     classes: tuple[str, str] | None = None
     lookalikes: Mapping[int, str] = field(default_factory=dict)
     embedded: bool = False
+    licence: str = "unknown to idml_zoo; ask whoever gave you the images"
+    weights_licence: str = "other"
 
     def prepared_folder(self, root: str | Path) -> Path:
         """Where ``idml-zoo data prepare`` puts its checked copy."""

@@ -41,6 +41,8 @@ _GLYPH_TRANSFORM = {
     "flip": False,
     "interpolation": "bilinear",
 }
+_RESEARCH = "the images are their owners', given out for non-commercial research and education only"
+_FONTS = "rendered from the free DejaVu fonts (Bitstream Vera licence)"
 _GLYPH_NOTE = "rendered from the DejaVu fonts with degradations of known severity; needs no download"
 _NOT_COMPARABLE = "**Not comparable with the paper's tables.** "
 
@@ -56,6 +58,7 @@ for _benchmark in (
             Archive("CUB_200_2011.tgz", f"{_CUB_URL}/files/CUB_200_2011.tgz", md5="97eceeb196236b17998738112f37df78"),
         ),
         classes=("0-99", "100-199"),
+        licence=_RESEARCH,
         lookalikes={
             5994: _CUB_OFFICIAL,
             5794: _CUB_OFFICIAL,
@@ -75,6 +78,7 @@ for _benchmark in (
             Archive("cars_annos.mat", None, md5="b407c6086d669747186bd1d764ff9dbc"),
         ),
         classes=("0-97", "98-195"),
+        licence=_RESEARCH,
         lookalikes={
             8144: _CARS_HALVES,
             8041: _CARS_HALVES,
@@ -92,6 +96,7 @@ for _benchmark in (
         "or run `idml-zoo data prepare sop --download`.",
         archives=(Archive("Stanford_Online_Products.zip", _SOP_FILE, md5="7f73d41a2f44250d4779881525aea32e"),),
         classes=("0-11317", "11318-22633"),
+        licence="photographs of products from eBay, collected for research; no licence is stated",
     ),
     Benchmark(
         "inshop",
@@ -100,6 +105,7 @@ for _benchmark in (
         ks=(1, 10, 20, 30, 40, 50),
         counts=(3997, 25882, 3985, 26830),
         queries=14218,
+        licence="DeepFashion's agreement: non-commercial research only",
         note="14,218 queries are searched in a gallery of 12,612 images; clustering is over both",
         remedy=f"Ask for access at {_INSHOP_URL} and put img/ and list_eval_partition.txt under the data root.",
     ),
@@ -111,6 +117,8 @@ for _benchmark in (
         transform=_GLYPH_TRANSFORM,
         note=_GLYPH_NOTE,
         embedded=True,
+        licence=_FONTS,
+        weights_licence="apache-2.0",
         remedy="The fonts are not those of matplotlib 3.10 and 3.11; install one of these.",
     ),
     Benchmark(
@@ -121,6 +129,8 @@ for _benchmark in (
         transform=_GLYPH_TRANSFORM,
         note="the quickstart's part of glyphs: its first 200 training and first 200 test classes; " + _GLYPH_NOTE,
         embedded=True,
+        licence=_FONTS,
+        weights_licence="apache-2.0",
     ),
     table_benchmark(
         "cub2010",
@@ -129,6 +139,7 @@ for _benchmark in (
         "100-199",
         title="Caltech-UCSD Birds 200 (2010), cropped",
         counts=(100, 2990, 100, 3043),
+        licence=_RESEARCH,
         note=_NOT_COMPARABLE
         + "The 2010 edition: the species of CUB-200-2011, half its images, 224 px crops around the bird",
     ),
@@ -139,6 +150,7 @@ for _benchmark in (
         "98-195",
         title="Cars196, official training half only, cropped",
         counts=(98, 4052, 98, 4092),
+        licence=_RESEARCH,
         note=_NOT_COMPARABLE + "Half the images of Cars196, cropped to the official box",
     ),
     table_benchmark(
@@ -149,6 +161,8 @@ for _benchmark in (
         title="Omniglot",
         counts=(964, 19280, 659, 13180),
         transform={"flip": False, "scale": (0.5, 1.0), "crop_fraction": 1.0},
+        licence="MIT",
+        weights_licence="mit",
         note="964 background characters train, 659 test; 20 images a class",
     ),
 ):

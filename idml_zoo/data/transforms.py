@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,12 @@ class TransformConfig:
             raise ValueError(
                 f"image_size must be ≥ 1 and crop_fraction in (0, 1], got {self.image_size}, {self.crop_fraction}"
             )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean must be 3 numbers, and std 3, got {self.mean}, {self.std}")
+        if not all(0 < v < math.inf for v in self.std):
+            raise ValueError(f"std must be positive, got {self.std}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be two fractions, ascending, got {self.scale}")
         if self.interpolation not in _INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, got {self.interpolation!r}")
 

@@ -1,0 +1,51 @@
+"""What the commands share that begin with a model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idml_zoo.model import IDMLModel
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a model."""
+    parser.add_argument(
+        "model", help="a name of `idml-zoo list`, 'local-dir:FOLDER', 'hf-hub:user/name', or a head with --backbone"
+    )
+    parser.add_argument(
+        "--pretrained",
+        action=argparse.BooleanOptionalAction,
+        help="trained weights (default: where the name has any)",
+    )
+    parser.add_argument("--revision", help="commit, branch or tag, of an 'hf-hub:' name")
+    parser.add_argument(
+        "--backbone", help="timm model, for a head ('idml', 'semantic', 'features' = plain pooled features)"
+    )
+    parser.add_argument(
+        "--backbone-weights", choices=("none", "timm", "package"), default="none", help="for an untrained model"
+    )
+    parser.add_argument("--pooling", choices=("avg+max", "avg", "native"))
+
+
+def open_model(args: argparse.Namespace) -> IDMLModel:
+    """The model that the arguments name; its ``origin`` is None where it is untrained."""
+    from idml_zoo.zoo import HUB, LOCAL, create_model, models
+
+    trained = args.pretrained
+    if trained is None:
+        known = args.model in models and models[args.model].weights is not None
+        trained = args.model.startswith((LOCAL, HUB)) or (known and args.backbone_weights == "none")
+    if not trained:
+        import torch
+
+        torch.manual_seed(getattr(args, "seed", 0))
+    return create_model(
+        args.model,
+        trained,
+        backbone=args.backbone,
+        pooling=args.pooling,
+        backbone_pretrained=args.backbone_weights,
+        revision=args.revision,
+    )

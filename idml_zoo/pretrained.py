@@ -1,0 +1,140 @@
+"""A model to its files and back: strictly, checked by its probe."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idml_zoo import probe
+from idml_zoo.data.transforms import build_transforms
+from idml_zoo.model import IDMLModel
+from idml_zoo.weights import Spec, WeightsError, read_config, read_tensors, sha256_of, write_model
+
+_HEADER = 1 << 23  # bytes that the description of the tensors may take
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights come from.
+
+    Attributes:
+        source: folder, or "user/name" of the Hub.
+        spec: what was saved with them.
+        sha256: of ``model.safetensors``.
+        revision: commit on the Hub; None where they come from elsewhere.
+    """
+
+    source: str
+    spec: Spec
+    sha256: str
+    revision: str | None = None
+
+
+def save(model: IDMLModel, folder: Path, dtype: torch.dtype | None = None, meta: dict[str, Any] | None = None) -> Path:
+    """See :meth:`IDMLModel.save_pretrained`."""
+    twin = copy.deepcopy(model).cpu().eval()
+    if dtype is not None:
+        twin = twin.to(dtype)
+    tensors = {k: v.detach().clone() for k, v in twin.state_dict().items()}
+    if bad := [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]:
+        raise ValueError(f"{bad[0]} holds NaN or inf; a diverged model is not saved")
+    measured = probe.measure(twin.float(), build_transforms(model.transform)[1])
+    return write_model(folder, tensors, Spec(model.config, model.transform, measured, _versions(), meta or {}))
+
+
+def load(
+    config: Path,
+    weights: Path | None,
+    verify: bool = True,
+    source: str = "",
+    revision: str | None = None,
+    sha256: str | None = None,
+) -> IDMLModel:
+    """The network of a ``config.json``, in eval mode, float32, on the CPU.
+
+    Args:
+        config: path of the file.
+        weights: path of its ``model.safetensors``; None for the same network freshly initialised.
+        verify: compute the probe again, and refuse where it has changed.
+        source, revision: for :class:`Origin`.
+        sha256: that the weights must have; None for any.
+
+    Raises:
+        WeightsError: see :mod:`idml_zoo.weights`; or the sha256 or the probe is another.
+    """
+    spec = read_config(config)
+    if weights is None:
+        return _build(spec, config).eval()
+    expected = _expected(spec, config)  # before the weights are looked at
+    if (size := weights.stat().st_size) > _most_bytes(expected):
+        raise WeightsError(f"{weights} has {size:,} bytes, the network of {config} at most {_most_bytes(expected):,}")
+    found = sha256_of(weights)
+    if sha256 not in (None, found):
+        raise WeightsError(
+            f"{weights} has the sha256 {found[:12]}…, expected {str(sha256)[:12]}…: other weights, or damaged ones; "
+            "delete it and get it again"
+        )
+    state = read_tensors(weights, expected)
+    model = _build(spec, config).eval()
+    model.load_state_dict(state, strict=True)
+    model.origin = Origin(source or str(config.parent), spec, found, revision)
+    if verify and spec.probe is not None:
+        _verify(model, spec, weights)
+    return model
+
+
+def most_bytes(config: Path) -> int:
+    """What the weights of a ``config.json`` may weigh at most: in float32, with their description."""
+    return _most_bytes(_expected(read_config(config), config))
+
+
+def _most_bytes(expected: dict[str, Tensor]) -> int:
+    return sum(v.numel() * max(v.element_size(), 4) for v in expected.values()) + _HEADER
+
+
+def _expected(spec: Spec, config: Path) -> dict[str, Tensor]:
+    """The network's tensors without values: costs no memory, whatever a stranger asks for."""
+    with torch.device("meta"):
+        return dict(_build(spec, config).state_dict())
+
+
+def _build(spec: Spec, config: Path) -> IDMLModel:
+    m = spec.model
+    try:
+        return IDMLModel(
+            m["backbone"],
+            m["head"],
+            m["embedding_dim"],
+            m["pooling"],
+            m["head_options"],
+            spec.transform,
+            **m["backbone_options"],
+        )
+    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, ArithmeticError) as error:
+        raise WeightsError(f"{config}: the network that it describes cannot be built ({error})") from error
+
+
+def _verify(model: IDMLModel, spec: Spec, weights: Path) -> None:
+    found = probe.measure(model, build_transforms(model.transform)[1])
+    try:
+        off = probe.difference(spec.probe or {}, found)
+    except ValueError as error:
+        raise WeightsError(f"{weights.parent}: {error}; verify=False loads the weights without it") from error
+    if off > probe.TOLERANCE:
+        now = _versions()
+        changed = [f"{k} {v} → {now.get(k)}" for k, v in spec.versions.items() if v != now.get(k)]
+        raise WeightsError(
+            f"{weights.parent}: the embedding of the probe image is {off:.2g} away from the stored one (at most "
+            f"{probe.TOLERANCE:g}), so results would not be those of these weights; since they were saved: "
+            f"{', '.join(changed) or 'no version has changed'}. verify=False loads them all the same"
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "torchvision", "timm", "pillow")}
