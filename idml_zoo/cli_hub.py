@@ -69,7 +69,6 @@ def _card(args: argparse.Namespace) -> int:
 
 def _push(args: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.table import Table
 
     from idml_zoo.card import build_card, check_card, own_results
     from idml_zoo.hub import push, split_name
@@ -91,10 +90,9 @@ def _push(args: argparse.Namespace) -> int:
     files = {name: folder / name for name in (CONFIG, WEIGHTS, CARD)}
     files |= {r.path("results").as_posix(): r.path(folder / "results") for r in results}
     out = Console(soft_wrap=True, highlight=False)
-    table = Table("file", "bytes", "sha256", title=f"{'would go' if args.dry_run else 'goes'} to {repo}")
+    out.print(f"{'would go' if args.dry_run else 'goes'} to {repo}:\n{'bytes':>12}  {'sha256':16}  file")
     for name, path in files.items():
-        table.add_row(name, f"{path.stat().st_size:,}", sha256_of(path)[:16])
-    out.print(table)
+        out.print(f"{path.stat().st_size:>12,}  {sha256_of(path)[:16]}  {name}")
     if args.dry_run:
         out.print("Nothing was uploaded (--dry-run). Look at the card: " + str(files[CARD]))
         return 0

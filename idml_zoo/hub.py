@@ -161,7 +161,8 @@ def explained(repo: str, revision: str | None = None) -> Iterator[None]:
             429: "too many requests; wait, or log in for a higher limit",
         }.get(status or 0, "try again later" if status and status >= 500 else "see the message")
         raise HubError(f"{where}: {_short(error)}; {hint}") from error
-    except Exception as error:
+    except Exception as outer:
+        error = outer.__cause__ if type(outer) is RuntimeError and outer.__cause__ else outer  # "Error while uploading"
         # huggingface_hub's network errors are those of its HTTP library, which has changed its name before
         if type(error).__module__.split(".")[0] not in (
             "httpx",
