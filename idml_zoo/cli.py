@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except BrokenPipeError:  # the reader of a pipe has seen enough
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
 

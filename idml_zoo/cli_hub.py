@@ -1,4 +1,4 @@
-"""The commands ``idml-zoo card`` and ``idml-zoo push``: a trained model, described and published."""
+"""The commands ``idml-zoo card``, ``push`` and ``export``: a trained model, described, published, or made a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 from typing import Any
+
+from idml_zoo.cli_model import add_model, open_model
 
 
 def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
@@ -38,6 +40,11 @@ def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
     one.add_argument("--message", default="Upload with idml_zoo")
     one.add_argument("--allow-unmeasured", action="store_true", help="publish without a result of these weights")
     one.set_defaults(run=_push)
+
+    one = commands.add_parser("export", help="write a model for another runtime: ONNX, or torch.export")
+    add_model(one)
+    one.add_argument("out", type=Path, help="FILE.onnx or FILE.pt2")
+    one.set_defaults(run=_export)
 
 
 def _model_folder(folder: Path) -> Path:
@@ -102,4 +109,15 @@ def _push(args: argparse.Namespace) -> int:
     out.print(f"pushed   {repo} at {commit}, downloaded again and compared")
     out.print(f'load     idml_zoo.create_model("{HUB}{repo}", pretrained=True, revision="{commit}")')
     out.print(f'record   Weights("{origin.sha256}", "{repo}", "{commit}")  # for idml_zoo/zoo.py')
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from idml_zoo.export import export
+
+    model = open_model(args)
+    if model.origin is None:
+        print("note: this model is untrained", file=sys.stderr)
+    path = export(model, args.out)
+    print(f"{path}: {path.stat().st_size:,} bytes; its embeddings are the model's")
     return 0

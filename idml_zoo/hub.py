@@ -18,6 +18,7 @@ from idml_zoo.weights import CONFIG, WEIGHTS, WeightsError, sha256_of
 
 PREFIX = "hf-hub:"
 LOCAL_WEIGHTS = "IDML_ZOO_WEIGHTS"  # environment: a folder of weights that is looked into before the Hub
+_NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")  # modules of a client's network errors
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -161,20 +162,13 @@ def explained(repo: str, revision: str | None = None) -> Iterator[None]:
             429: "too many requests; wait, or log in for a higher limit",
         }.get(status or 0, "try again later" if status and status >= 500 else "see the message")
         raise HubError(f"{where}: {_short(error)}; {hint}") from error
-    except Exception as outer:
-        error = outer.__cause__ if type(outer) is RuntimeError and outer.__cause__ else outer  # "Error while uploading"
+    except Exception as error:
         # huggingface_hub's network errors are those of its HTTP library, which has changed its name before
-        if type(error).__module__.split(".")[0] not in (
-            "httpx",
-            "httpx2",
-            "httpcore",
-            "httpcore2",
-            "requests",
-            "urllib3",
-        ):
+        cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error  # "Error while uploading"
+        if type(cause).__module__.split(".")[0] not in _NETWORK:
             raise
         raise HubError(
-            f"cannot reach {where} ({_short(error)}); check the connection, HF_ENDPOINT and HTTPS_PROXY"
+            f"cannot reach {where} ({_short(cause)}); check the connection, HF_ENDPOINT and HTTPS_PROXY"
         ) from error
 
 

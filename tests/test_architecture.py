@@ -27,6 +27,7 @@ LAYERS = {
     "losses": 2,
     "bridge": 2,
     "analysis": 3,
+    "export": 3,
     "evaluation": 2,
     "evaluation.protocol": 3,
     "zoo": 3,

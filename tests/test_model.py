@@ -120,3 +120,66 @@ def test_embeddings_are_full_precision_inside_autocast(head):
         e = model(torch.randn(2, 3, 64, 64))
     assert e.dtype == torch.float32
     assert torch.allclose(e.semantic.norm(dim=1), torch.ones(2), atol=1e-6)
+
+
+# habits of timm's users
+
+
+def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns():
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8).freeze_backbone().train()
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    e = model(torch.randn(4, 3, 64, 64))
+    (e.semantic[:, 0] + e.uncertainty[:, 0]).sum().backward()
+    optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items()), "running statistics too"
+    assert all(p.grad is not None for p in model.head.parameters())
+    model.freeze_backbone(False)
+    assert model.backbone.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_reset_head_keeps_the_backbone_and_is_saved(tmp_path):
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8).train()
+    features = model.forward_features(torch.ones(1, 3, 64, 64))
+    assert model.reset_head(embedding_dim=24) is model
+    e = model(torch.ones(2, 3, 64, 64))
+    assert (e.dim, model.training) == (24, True) and (e.level > 0).all()
+    model.reset_head("vmf", concentration=3.0)
+    assert model(torch.ones(2, 3, 64, 64)).dim == 24
+    again = idml_zoo.create_model(f"local-dir:{model.save_pretrained(tmp_path / 'm')}", pretrained=True)
+    assert again.config["head"] == "vmf" and again.config["head_options"] == {"concentration": 3.0}
+    assert torch.allclose(
+        again.forward_features(torch.ones(1, 3, 64, 64)), model.eval().forward_features(torch.ones(1, 3, 64, 64))
+    )
+    assert features.shape == (1, 96)
+    with pytest.raises(ValueError, match="unknown head 'vfm'; did you mean 'vmf'"):
+        model.reset_head("vfm")
+    model.reset_head("features")
+    assert model(torch.ones(1, 3, 64, 64)).dim == 96
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_feature_maps_and_checkpointing(backbone):
+    model = idml_zoo.create_model("idml", backbone=backbone, embedding_dim=8)
+    images = torch.randn(2, 3, model.transform.image_size, model.transform.image_size)
+    maps = model.forward_intermediates(images, indices=2)
+    assert len(maps) == 2 and all(m.ndim == 4 and len(m) == 2 for m in maps)
+    assert len(model.forward_intermediates(images)) > 2
+    plain = model.train()(images).semantic
+    model.set_grad_checkpointing()
+    again = model(images).semantic
+    assert torch.allclose(plain, again, atol=1e-5)
+    again.sum().backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+def test_compiled_and_half_precision_models_agree_with_plain_ones():
+    model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8)
+    images = torch.randn(2, 3, 64, 64)
+    plain = model(images)
+    compiled = torch.compile(model, backend="aot_eager")(images)
+    assert torch.allclose(compiled.semantic, plain.semantic, atol=1e-5)
+    assert torch.allclose(compiled.level, plain.level, atol=1e-5)
+    half = model.bfloat16()(images.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert ((half.semantic.float() * plain.semantic).sum(1) > 0.99).all()
