@@ -27,9 +27,14 @@ def _semantic_embedding(vector: Tensor, uncertainty: Tensor) -> Embedding:
     return Embedding(semantic, uncertainty, torch.linalg.vector_norm(wide, dim=1))
 
 
+def _empty_layer(in_features: int, out_features: int) -> nn.Linear:
+    """Without first values, which would be drawn to be drawn again: half the cost of a head."""
+    return nn.utils.skip_init(nn.Linear, in_features, out_features, device=torch.get_default_device())
+
+
 def _semantic_layer(in_features: int, embedding_dim: int) -> nn.Linear:
     """Initialised as in the authors' code [C]: kaiming normal (fan out), bias 0."""
-    layer = nn.Linear(in_features, embedding_dim)
+    layer = _empty_layer(in_features, embedding_dim)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out")
     nn.init.zeros_(layer.bias)
     return layer
@@ -85,7 +90,7 @@ class IDMLHead(nn.Module):
             raise ValueError(f"initial_level must be positive, got {initial_level}: at 0 the uncertainty never learns")
         self.uncertainty_input = uncertainty_input
         self.semantic = _semantic_layer(in_features, embedding_dim)
-        self.uncertainty = nn.Linear(in_features, embedding_dim)
+        self.uncertainty = _empty_layer(in_features, embedding_dim)
         nn.init.normal_(self.uncertainty.weight, std=initial_level / math.sqrt(embedding_dim))
         nn.init.zeros_(self.uncertainty.bias)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -332,8 +333,6 @@ def test_a_model_without_results_is_not_pushed_by_accident(hub, model, tmp_path,
 
 
 def test_card_check_finds_what_the_results_do_not_say(run, tmp_path, capsys):
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(run[0] / "model", folder)
     build = ["card", "build", str(folder), "--repo", "user/glyphs", "--leaderboard", str(run[1])]
@@ -391,3 +390,28 @@ def test_the_server_itself_refuses_nonsense(hub):
     request = urllib.request.Request(f"{hub.url}/lfs/{'0' * 64}", data=io.BytesIO(b"x").read(), method="PUT")
     with pytest.raises(urllib.error.HTTPError, match="400"):
         urllib.request.urlopen(request)
+
+
+def test_publish_all_pushes_what_has_a_name_and_results(hub, run, tmp_path, capsys, monkeypatch):
+    import publish_all
+
+    from idml_zoo import zoo
+
+    other = idml_zoo.create_model("semantic", backbone="test_resnet", embedding_dim=128)
+    other.save_pretrained(tmp_path / "runs" / "b" / "model", benchmark="glyphs")
+    idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=7).save_pretrained(
+        tmp_path / "runs" / "c" / "model", benchmark="glyphs"
+    )
+    (tmp_path / "runs" / "d" / "model").mkdir(parents=True)
+    (tmp_path / "runs" / "d" / "model" / "config.json").write_text("{")
+    shutil.copytree(run[0], tmp_path / "runs" / "a")
+    words = [str(tmp_path / "runs"), "--owner", "zoo", "--leaderboard", str(run[1]), "--token", WRITE]
+    assert publish_all.main([*words, "--dry-run"]) == 1
+    assert hub.requests == []
+    captured = capsys.readouterr()
+    assert "idml_test_resnet_glyphs: published already" in captured.out
+    assert "not published: semantic_test_resnet_glyphs" in captured.err, "it has no result"
+    monkeypatch.delitem(zoo.PUBLISHED, "idml_test_resnet_glyphs")
+    assert publish_all.main(words) == 1
+    assert set(hub.repos) == {"zoo/idml_test_resnet_glyphs"}
+    assert 'record   Weights("' in capsys.readouterr().out

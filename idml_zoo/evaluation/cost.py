@@ -34,22 +34,27 @@ def embedding_cost(
     cost = {"bytes_per_image": 4.0 * dim * (2 if similarity == "introspective" else 1)}
     if transform is None:
         return cost
-    from torch.utils.flop_counter import FlopCounterMode
-
     side = transform.image_size
     was_training = model.training
     model.to(device).eval()
     try:
         with torch.no_grad():
             images = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-            with FlopCounterMode(display=False) as counter:
-                model(images[:1])
-            if counter.get_total_flops():  # a callable that computes without torch has none that could be counted
-                cost["gmacs"] = counter.get_total_flops() / 2e9
+            if count := gmacs(model, images[:1]):  # a callable that computes without torch has none to be counted
+                cost["gmacs"] = count
             cost["images_per_second"] = _rate(model, images)
     finally:
         model.train(was_training)
     return cost
+
+
+def gmacs(model: Any, images: torch.Tensor) -> float:
+    """1e9 multiply-adds of a forward pass, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images)
+    return counter.get_total_flops() / 2e9
 
 
 def _rate(model: nn.Module, images: torch.Tensor) -> float:
