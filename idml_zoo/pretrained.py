@@ -41,7 +41,7 @@ def save(model: IDMLModel, folder: Path, dtype: torch.dtype | None = None, meta:
     twin = copy.deepcopy(model).cpu().eval()
     if dtype is not None:
         twin = twin.to(dtype)
-    tensors = {k: v.detach().clone() for k, v in twin.state_dict().items()}
+    tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in twin.state_dict().items()}
     if bad := [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]:
         raise ValueError(f"{bad[0]} holds NaN or inf; a diverged model is not saved")
     measured = probe.measure(twin.float(), build_transforms(model.transform)[1])

@@ -33,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import idml_zoo
+from idml_zoo.card import build_card
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.distributed import gather
 from idml_zoo.evaluation.protocol import evaluate, save_result
@@ -44,7 +45,7 @@ from idml_zoo.results import Result, write_text
 from idml_zoo.types import Embedding
 from idml_zoo.variants import Variant, variants
 from idml_zoo.weights import WEIGHTS, sha256_of
-from idml_zoo.zoo import weights_source
+from idml_zoo.zoo import LOCAL, weights_source
 
 console = Console(stderr=True)
 
@@ -263,6 +264,7 @@ def run(config: Config) -> list[Result]:
             )
         )
         save_result(finished[-1], results)
+        build_card(folder / "model", results, f"{LOCAL}{folder / 'model'}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return finished

@@ -115,6 +115,12 @@ def test_a_model_in_half_precision_or_in_training_is_saved_too(tmp_path):
     assert model.training
 
 
+def test_the_memory_format_does_not_matter(tmp_path, original):
+    model = small().to(memory_format=torch.channels_last)
+    again = load(model.save_pretrained(tmp_path / "m"))
+    assert torch.equal(again(IMAGES).semantic, original[0](IMAGES).semantic)
+
+
 def test_format_1_without_probe_is_read(saved):
     content = json.loads((saved / "config.json").read_text())
     del content["probe"], content["versions"]
@@ -365,7 +371,11 @@ def test_no_folder_and_an_empty_folder_are_named(tmp_path):
     assert "expected a folder written by save_pretrained" in refused(tmp_path)
 
 
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=int(os.environ.get("IDML_ZOO_FUZZ", "300")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
