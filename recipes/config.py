@@ -89,6 +89,8 @@ class Config:
     val_fold: int = 0
     evaluate_untrained: bool = False  # also measure the network before training, as a row of its own
     log_every: int = 10  # steps
+    resume: str = "auto"  # auto: go on where a checkpoint of this run is | no: begin anew
+    checkpoint_every: int = 0  # steps; besides, one after every epoch
     output: str = "runs"  # run folders go here
     leaderboard: str = "runs/leaderboard"  # result files and their table go here
 
@@ -99,6 +101,7 @@ class Config:
             "evaluate_on": ("test", "validation"),
             "sampler": ("shuffle", "pk"),
             "proxy_uncertainty": ("learned", "zero"),
+            "resume": ("auto", "no"),
             "uncertainty_input": ("normalized", "features"),
         }
         for key, known in choices.items():
@@ -126,6 +129,8 @@ class Config:
             raise ConfigError(
                 f"name must be a text that may hold {{variant}}, {{backbone}} and {{image_size}}, got {self.name!r}"
             )
+        if self.checkpoint_every < 0:
+            raise ConfigError(f"checkpoint_every must be 0 or a number of steps, got {self.checkpoint_every}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if not 0 <= self.warmup_epochs <= self.epochs:
@@ -174,6 +179,8 @@ def _convert(key: str, value: Any) -> Any:
                 continue
         if type(value) is plain:
             return value
+        if plain is str and value is False:  # what YAML 1.1 makes of an unquoted no
+            return "no"
         if plain is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
     names = " or ".join(getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options)

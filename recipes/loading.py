@@ -14,8 +14,8 @@ from torch import Tensor
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.cache import cache_images
-from idml_zoo.data.images import ArrayImages, ImageDataset
-from idml_zoo.data.sampler import PKSampler, ShuffleSampler
+from idml_zoo.data.images import ArrayImages, DrawnImages
+from idml_zoo.data.sampler import Numbered, PKSampler, ShuffleSampler
 from idml_zoo.data.split import Split, Subset, class_folds, hold_out_classes
 from idml_zoo.data.streaming import StreamDataset
 from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms
@@ -52,13 +52,13 @@ class Loading:
     Attributes:
         num_classes: of the labels that come.
         steps: batches in an epoch, the same on every rank.
-        epoch: ``epoch(e)``: the batches of epoch e, as (images, labels, indices).
+        epoch: ``epoch(e, start)``: the batches of epoch e from the given one on, as (images, labels, indices).
         finish: what is left to do to a batch of images on the device.
     """
 
     num_classes: int
     steps: int
-    epoch: Callable[[int], Iterator[Any]]
+    epoch: Callable[[int, int], Iterator[Any]]
     finish: Callable[[Tensor], Tensor]
 
 
@@ -93,10 +93,12 @@ def build_loading(
         )
     else:
         sampler = ShuffleSampler(len(train), config.batch_size, **seeded)
-    loader: Any = torch.utils.data.DataLoader(ImageDataset(train, on_worker), batch_sampler=sampler, **options)
+    numbered = Numbered(sampler, config.batch_size)
+    images = DrawnImages(train, on_worker, config.seed)
+    loader: Any = torch.utils.data.DataLoader(images, batch_sampler=numbered, **options)
 
-    def epoch(number: int) -> Iterator[Any]:
-        sampler.set_epoch(number)
+    def epoch(number: int, start: int = 0) -> Iterator[Any]:
+        numbered.set_epoch(number, start)
         return iter(loader)
 
     return Loading(train.num_classes, len(sampler), epoch, finish)
@@ -117,10 +119,10 @@ def _stream(config: Config, transform: Any, finish: Any, options: dict[str, Any]
     loader: Any = torch.utils.data.DataLoader(stream, config.batch_size // world, **options)
     batches: list[Iterator[Any]] = []  # opened at the first epoch, and read on in the next
 
-    def epoch(number: int) -> Iterator[Any]:
-        if not batches:
+    def epoch(number: int, start: int = 0) -> Iterator[Any]:
+        if not batches:  # after an interruption it begins anew, so what follows is not what would have followed
             batches.append(iter(loader))
-        return itertools.islice(batches[0], config.steps_per_epoch)
+        return itertools.islice(batches[0], config.steps_per_epoch - start)
 
     return Loading(stream.num_classes, config.steps_per_epoch, epoch, finish)
 

@@ -14,23 +14,27 @@ one concatenated forward pass, which is the same where batch-norm is frozen.
 from __future__ import annotations
 
 import argparse
-import csv
+import dataclasses
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import resume
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from config import QUICKSTART, Config, ConfigError, load_config
 from cpu import keep_memory, share_cores
+from filelock import FileLock, Timeout
 from loading import build_loading, load_benchmark
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from watch import TrainingError, append_row, console, diagnosis, keep_rows, make_folder, warn
 
 import idml_zoo
 from idml_zoo.card import build_card
@@ -46,12 +50,6 @@ from idml_zoo.types import Embedding
 from idml_zoo.variants import Variant, variants
 from idml_zoo.weights import WEIGHTS, sha256_of
 from idml_zoo.zoo import LOCAL, weights_source
-
-console = Console(stderr=True)
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on: a loss that is not finite, or data too small for one batch."""
 
 
 def build_model(config: Config, benchmark: Benchmark, variant: Variant) -> IDMLModel:
@@ -97,16 +95,6 @@ def set_training_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-
-def append_row(path: Path, entry: dict[str, Any]) -> None:
-    """Adds a line to a CSV, after a header where the file is new; closed at once, so that a killed run keeps it."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(entry)
-        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry.values()])
 
 
 def step_loss(
@@ -176,10 +164,28 @@ def run(config: Config) -> list[Result]:
         "progress": main,
     }
     finished: list[Result] = []
+    checkpoints = folder / "checkpoints"
+    if main:
+        lock = FileLock(make_folder(folder) / ".lock")
+        try:
+            lock.acquire(timeout=0)  # until the process ends, however it ends
+        except Timeout as error:
+            raise ConfigError(f"another process trains in {folder}; wait for it, or choose name= or output=") from error
+    if main and config.resume == "no":
+        resume.clear(checkpoints)
+    accelerator.wait_for_everyone()
+    saved = resume.read(checkpoints, warn)
+    if saved:
+        changed = resume.check_config(config, saved["config"], checkpoints)
+        if main:
+            warn(f"going on after step {saved['step']}" + (f" with {'; '.join(changed)}" if changed else ""))
     if main:
         write_text(folder / "config.yaml", recipe)
-        log.unlink(missing_ok=True)
-        if config.evaluate_untrained:
+        if saved:
+            keep_rows(log, saved["step"])
+        else:
+            log.unlink(missing_ok=True)
+        if config.evaluate_untrained and not saved:
             row = f"untrained-{variant.head}-{config.backbone.split('.')[0]}-{model.transform.image_size}px"
             finished.append(evaluate(model, benchmark, row=row, training="none: head drawn at random", **about))
             save_result(finished[-1], results)
@@ -199,14 +205,66 @@ def run(config: Config) -> list[Result]:
         disable=not main,
     )
     statistics: dict[str, float] = {}
-    started, step = time.perf_counter(), 0
-    with bar:
-        task = bar.add_task("train", total=config.epochs * loading.steps, epoch=0, rate=0.0, loss=float("nan"))
-        for epoch in range(config.epochs):
+    step = first = begun = 0  # step of the run; epoch to go on with; batches of it that are done
+    earlier, started = 0.0, time.perf_counter()
+    if saved:
+        model.load_state_dict(saved["model"])
+        criterion.load_state_dict(saved["criterion"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        if accelerator.scaler is not None and saved["scaler"]:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+        if mixing is not None:
+            mixing.set_state(saved["mixing"])
+        if len(saved["rng"]) == world:  # else dropout is drawn anew; order and augmentation are the same all the same
+            resume.set_rng_state(saved["rng"][accelerator.process_index])
+        step, first, begun = saved["step"], saved["epoch"], saved["batch"]
+        statistics, earlier = saved["statistics"], saved["seconds"]
+        del saved
+    bad = torch.zeros((), device=accelerator.device)  # steps whose loss was not finite; looked at where the log waits
+
+    def save(epoch: int, batch: int) -> None:
+        """A checkpoint, from all processes; a full disk is no reason to lose what is in memory."""
+        rng = gather_object([resume.rng_state()])
+        check()
+        if not main:
+            return
+        state = {
+            "config": dataclasses.asdict(config),
+            "step": step,
+            "epoch": epoch,
+            "batch": batch,
+            "seconds": earlier + time.perf_counter() - started,
+            "statistics": statistics,
+            "rng": rng,
+            "model": model.state_dict(),
+            "criterion": criterion.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+            "mixing": None if mixing is None else mixing.get_state(),
+        }
+        try:
+            resume.write(checkpoints, state)
+        except OSError as error:
+            warn(f"no checkpoint after step {step} ({error}); the one before is kept, and training goes on")
+
+    def check() -> None:
+        if bad.item():
+            raise TrainingError(
+                f"the loss was not finite in {int(bad.item())} of the steps up to {step}; lower lr (now {config.lr:g}) "
+                f"or raise tau. The last good checkpoint is in {checkpoints}, the model of the last whole epoch in "
+                f"{folder / 'model'}"
+            )
+
+    with bar, resume.Asked() as asked:
+        total = config.epochs * loading.steps
+        task = bar.add_task("train", total=total, completed=step, epoch=first, rate=0.0, loss=float("nan"))
+        for epoch in range(first, config.epochs):
             model.backbone_frozen = epoch < config.warmup_epochs
             set_training_mode(model_, config.freeze_batchnorm)
             tick, since = time.perf_counter(), 0
-            for images, labels, _ in loading.epoch(epoch):
+            for batch, (images, labels, _) in enumerate(loading.epoch(epoch, begun), begun + 1):
                 labels = labels.to(accelerator.device, non_blocking=True)
                 images = loading.finish(images.to(accelerator.device, non_blocking=True))
                 images = images.contiguous(memory_format=torch.channels_last)
@@ -216,15 +274,18 @@ def run(config: Config) -> list[Result]:
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_value_([*model.parameters(), *criterion.parameters()], config.clip_value)
                 optimizer.step()
+                bad += ~torch.isfinite(loss.detach())
                 step, since = step + 1, since + len(images) * world
-                if step % config.log_every == 0 or step == 1 or step == config.epochs * loading.steps:
+                at_log = step % config.log_every == 0 or step == 1 or step == total
+                if at_log:
                     value = loss.item()  # the one place that waits for the device
-                    if not torch.isfinite(loss):
-                        raise TrainingError(
-                            f"the loss is {value} at step {step} (epoch {epoch + 1}); lower lr (now {config.lr:g}) or "
-                            f"raise tau. The model of the last whole epoch is in {folder / 'model'}"
-                        )
+                    check()
                     statistics = {k: v.item() for k, v in criterion.statistics(embedding, everyone).items()}
+                    if wrong := diagnosis(statistics, embedding, variant.head not in ("semantic", "features")):
+                        raise TrainingError(
+                            f"{wrong}, at step {step}; lower lr (now {config.lr:g}) or its multipliers. The last "
+                            f"checkpoint is in {checkpoints}"
+                        )
                     rate, tick, since = since / (time.perf_counter() - tick), time.perf_counter(), 0
                     entry = {"epoch": epoch + 1, "step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"]}
                     entry |= {"images_per_second": rate} | statistics
@@ -232,17 +293,36 @@ def run(config: Config) -> list[Result]:
                         append_row(log, entry)
                     bar.update(task, rate=rate, loss=value)
                 bar.update(task, advance=1, epoch=epoch + 1)
+                # several processes look together, where they wait anyway
+                stop = bool(asked) if world == 1 else at_log and any(gather_object([bool(asked)]))
+                if batch < loading.steps and (
+                    stop or (config.checkpoint_every and step % config.checkpoint_every == 0)
+                ):
+                    save(epoch, batch)
+                    if stop:
+                        raise resume.Stopped(f"stopped after step {step}; the same command goes on from there")
             scheduler.step()
+            begun = 0
+            save(epoch + 1, 0)
             if main:
-                model.save_pretrained(
-                    folder / "model",
-                    benchmark=benchmark.name,
-                    variant=config.variant,
-                    seed=config.seed,
-                    epoch=epoch + 1,
-                    pretrained=about["pretrained"],
-                )
-    train_seconds = time.perf_counter() - started
+                try:
+                    model.save_pretrained(
+                        folder / "model",
+                        benchmark=benchmark.name,
+                        variant=config.variant,
+                        seed=config.seed,
+                        epoch=epoch + 1,
+                        pretrained=about["pretrained"],
+                    )
+                except (OSError, SafetensorError) as error:
+                    if epoch + 1 == config.epochs:
+                        raise OSError(
+                            f"{folder / 'model'} cannot be written ({error}); free space, and start again"
+                        ) from error
+                    warn(f"{folder / 'model'} is not written after epoch {epoch + 1} ({error})")
+            if asked and world == 1 and epoch + 1 < config.epochs:
+                raise resume.Stopped(f"stopped after epoch {epoch + 1}; the same command goes on from there")
+    train_seconds = earlier + time.perf_counter() - started
 
     # measuring
     accelerator.wait_for_everyone()
@@ -265,6 +345,8 @@ def run(config: Config) -> list[Result]:
         )
         save_result(finished[-1], results)
         build_card(folder / "model", results, f"{LOCAL}{folder / 'model'}")
+        resume.clear(checkpoints)
+        lock.release()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return finished
@@ -302,6 +384,9 @@ def main(arguments: list[str] | None = None) -> int:
             text = text.strip().splitlines()[-1].partition(": ")[2]
         console.print(f"[bold red]{type(error).__name__}:[/] {escape(text)}", highlight=False, soft_wrap=True)
         return 1
+    except resume.Stopped as stopped:
+        warn(str(stopped))
+        return resume.STOPPED
     folder = Path(config.output) / finished[-1].benchmark / finished[-1].row / f"seed{config.seed}"
     out = Console(soft_wrap=True, markup=False, highlight=False)
     out.print(summary(finished))

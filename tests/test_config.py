@@ -41,6 +41,7 @@ def test_overrides_are_typed():
     assert (config.lr, config.epochs, config.flip, config.pooling, config.image_size) == (6e-4, 3, True, "avg", 96)
     assert config.random_crop_scale == [0.1, 1.0]
     assert load_config(QUICKSTART, ["train_classes=12"]).train_classes == "12"
+    assert load_config(QUICKSTART, ["resume=no", "mixed_precision=no"]).resume == "no"
     assert load_config(QUICKSTART, ["image_size=null"]).image_size is None
 
 

@@ -157,3 +157,37 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         return self.transform(self.split.images[index]), int(self.split.labels[index]), index
+
+
+class DrawnImages(ImageDataset):
+    """A split whose augmentation depends on nothing but a seed and the number of the draw.
+
+    Item ``(i, n)``, as :class:`~idml_zoo.data.sampler.Numbered` gives them, is (image i as draw n augments it, label,
+    i): the same with any number of loader workers and processes, and in a run that was interrupted.
+
+    Args:
+        split, transform: as in :class:`ImageDataset`; the transform draws from torch's global generator.
+        seed: 0 or more.
+    """
+
+    def __init__(self, split: Split, transform: Callable[[Any], Tensor], seed: int) -> None:
+        super().__init__(split, transform)
+        self.seed = seed
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, int, int]:
+        image, draw = index
+        before = torch.get_rng_state()
+        # of the CPU alone: torch.manual_seed would queue a call for each GPU in every worker
+        torch.default_generator.manual_seed(_mixed(self.seed, draw))
+        try:
+            return super().__getitem__(image)
+        finally:
+            torch.set_rng_state(before)
+
+
+def _mixed(seed: int, draw: int) -> int:
+    """63 bits that look random, by splitmix64: consecutive seeds of a Mersenne twister are too much alike."""
+    value = (seed * 0x9E3779B97F4A7C15 + draw + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return (value ^ value >> 31) >> 1

@@ -194,6 +194,40 @@ class PKSampler(_EpochSampler):
         return plan.reshape(self.steps, p, ranks, -1).swapaxes(1, 2).reshape(self.steps, ranks, -1)
 
 
+class Numbered(Sampler[list[tuple[int, int]]]):
+    """The batches of a sampler with the number of each draw, for :class:`~idml_zoo.data.images.DrawnImages`.
+
+    Draws are numbered through all epochs and over all ranks, so that a draw's number says which place in which global
+    batch it has, whoever loads it.
+
+    Args:
+        sampler: made for one rank.
+        batch_size: B, over all ranks.
+
+    Yields:
+        (index, number of the draw).
+    """
+
+    def __init__(self, sampler: _EpochSampler, batch_size: int) -> None:
+        if sampler.rank is None:
+            raise DataError("numbering needs a sampler of one rank: rank=r, not rank=None")
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """See the sampler's."""
+        self.sampler.set_epoch(epoch, start)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        one = self.sampler
+        part = self.batch_size // one.num_replicas
+        first = (one.epoch * one.steps + one.start) * self.batch_size + (one.rank or 0) * part
+        batches = iter(one)  # now, not when the first is asked for: set_epoch may be called in between
+        return ([(i, first + n * self.batch_size + j) for j, i in enumerate(b)] for n, b in enumerate(batches))
+
+
 def _walk(rng: np.random.Generator, count: int, width: int, rows: int) -> np.ndarray:
     """``(rows, width)``: shuffled orders of 0 .. count - 1 one after another, with no number twice in a row.
 
