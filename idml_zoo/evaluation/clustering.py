@@ -84,8 +84,10 @@ def cluster_metrics(
     for seed in seeds:
         dtype = scan_dtype("auto", points.device)
         found = kmeans(points, len(np.unique(labels)), seed, ITERATIONS, dtype).clusters.cpu().numpy()
-        ami = max(0.0, adjusted_mutual_information(labels, found))  # chance level is 0 and may be undershot by noise
-        rows.append((normalized_mutual_info_score(labels, found), ami, pairwise_f1(labels, found)))
+        # chance level is 0 and may be undershot by noise; 1 may be overshot by rounding
+        ami = min(1.0, max(0.0, adjusted_mutual_information(labels, found)))
+        nmi = min(1.0, normalized_mutual_info_score(labels, found))
+        rows.append((nmi, ami, pairwise_f1(labels, found)))
     values = np.array(rows)
     spread = values.std(0, ddof=1) if len(rows) > 1 else np.zeros(3)
     names = ("nmi", "ami", "f1")
