@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("models.md")
-HEADER = ["head", "backbone", "D", "parameters", "GMACs", "pixels", "first weights have seen", "benchmarks"]
+HEADER = ["head", "backbone", "D", "parameters", "GMACs", "pixels", "timm's weights have seen", "benchmarks"]
 
 
 def networks() -> dict[tuple[str, str, int], list[str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from idml_zoo.version import __version__
 
 if TYPE_CHECKING:
+    from idml_zoo.card import model_card
     from idml_zoo.data.benchmark import Benchmark, table_benchmark
     from idml_zoo.evaluation.knn import search
     from idml_zoo.evaluation.measure import evaluate_embeddings
@@ -36,6 +37,7 @@ _PUBLIC = {
     "introspective_distance": "similarity",
     "introspective_similarity": "similarity",
     "list_models": "zoo",
+    "model_card": "card",
     "released_similarity": "similarity",
     "retrieval_metrics": "evaluation.retrieval",
     "save_result": "evaluation.protocol",
@@ -58,6 +60,7 @@ __all__ = [
     "introspective_distance",
     "introspective_similarity",
     "list_models",
+    "model_card",
     "released_similarity",
     "retrieval_metrics",
     "save_result",

@@ -29,7 +29,7 @@ def _list(args: argparse.Namespace) -> int:
             out.print(f"{name:<16}{benchmarks[name].title}")
     elif args.what == "variants":
         for name in variants.names(args.pattern, args.exclude):
-            out.print(f"{name:<16}{variants[name].why}")
+            out.print(f"{name:<32}{variants[name].why}")
     else:
         names = list_models(args.pattern, args.exclude, args.pretrained)
         for name in names:

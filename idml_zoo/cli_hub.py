@@ -74,6 +74,13 @@ def _card(args: argparse.Namespace) -> int:
     return 0
 
 
+def _local_paths(text: str) -> list[str]:
+    """Absolute paths in a command or a recipe, which would be published as they were typed."""
+    import re
+
+    return re.findall(r"(?:^|(?<=[\s=:'\"]))(?:/|[A-Za-z]:\\)[^\s'\"]+", text, re.MULTILINE)
+
+
 def _push(args: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -100,6 +107,9 @@ def _push(args: argparse.Namespace) -> int:
     out.print(f"{'would go' if args.dry_run else 'goes'} to {repo}:\n{'bytes':>12}  {'sha256':16}  file")
     for name, path in files.items():
         out.print(f"{path.stat().st_size:>12,}  {sha256_of(path)[:16]}  {name}")
+    told = {w for r in results for w in _local_paths(f"{r.provenance.command}\n{r.provenance.recipe or ''}")}
+    if told:
+        out.print(f"note: the results name paths of your machine: {', '.join(sorted(told)[:5])}")
     if args.dry_run:
         out.print("Nothing was uploaded (--dry-run). Look at the card: " + str(files[CARD]))
         return 0
