@@ -40,6 +40,7 @@ import idml_zoo
 from idml_zoo.card import build_card
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.distributed import gather
+from idml_zoo.evaluation.embed import embed
 from idml_zoo.evaluation.protocol import evaluate, save_result
 from idml_zoo.evaluation.provenance import code_state
 from idml_zoo.leaderboard import build_leaderboard, summary
@@ -326,12 +327,24 @@ def run(config: Config) -> list[Result]:
 
     # measuring
     accelerator.wait_for_everyone()
+    bank = None
+    if world > 1:  # shared out; what follows is fast on one
+        bank = embed(
+            model,
+            measured,
+            model.transform,
+            workers=workers,
+            device=accelerator.device,
+            progress=main,
+            share=True,
+        )
     if main:
         text = f"{config.epochs} epochs at {model.transform.image_size} px, batch {config.batch_size}, lr {config.lr:g}"
         finished.append(
             evaluate(
                 model,
                 benchmark,
+                embedding=bank,
                 row=name,
                 variant=config.variant,
                 checkpoint="last",

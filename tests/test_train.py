@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -314,6 +315,39 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     for name in values[0]:
         assert values[0][name] == pytest.approx(values[1][name], abs=1e-12), name
         assert max(map(abs, values[0][name])) > 0.01
+
+
+def test_two_processes_train_and_measure_as_one(tmp_path):
+    """The same pictures, losses and weights; and an uneven number of test images, each counted once."""
+    photos = make_folder(tmp_path / "odd", classes=6, images=5)
+    shutil.rmtree(photos / "class_5")
+    shutil.copytree(photos / "class_4", photos / "class_5")
+    (photos / "class_5" / "4.png").unlink()  # 14 test images in all
+    (photos / "class_5" / "3.png").unlink()  # 13
+    done = {}
+    for count in (1, 2):
+        more = [
+            "variant=idml_no_mixup",  # mixup finds its partners within a process
+            f"source={photos}",
+            f"name=on{count}",
+            "freeze_batchnorm=true",
+            "warmup_epochs=0",
+            "epochs=3",
+            "threads=1",
+        ]
+        ran = run_with_processes(count, ["recipes/train.py", *tiny(tmp_path, *more)])
+        assert ran.returncode == 0, ran.stderr
+        folder = tmp_path / "runs" / "mine" / f"on{count}" / "seed0"
+        rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+        result = next(r for r in read_results(tmp_path / "board" / "results") if r.row == f"on{count}")
+        done[count] = load_file(folder / "model" / "model.safetensors"), rows, result
+    (one, log_1, result_1), (two, log_2, result_2) = done[1], done[2]
+    assert [float(r["loss"]) for r in log_1] == pytest.approx([float(r["loss"]) for r in log_2], rel=1e-5)
+    off = torch.cat([(one[k] - two[k]).abs().flatten() for k in one if one[k].is_floating_point()])
+    assert off.mean() < 1e-6, "Adam makes whole steps of gradients that are only rounding"
+    assert result_1.queries == result_2.queries == 13
+    for metric, value in result_1.metrics.items():
+        assert value == pytest.approx(result_2.metrics[metric], abs=1e-6), metric
 
 
 def test_the_recipe_runs_on_two_processes(tmp_path):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from idml_zoo.data.images import ImageDataset
 from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig, build_transforms
+from idml_zoo.distributed import gather_dealt, place
 from idml_zoo.types import Embedding
 
 
@@ -38,6 +39,7 @@ def embed(
     workers: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
+    share: bool = False,
 ) -> Embedding:
     """The float32 embedding of every image of a split, in the split's order, on the CPU.
 
@@ -48,6 +50,8 @@ def embed(
         batch_size, workers: of the loader.
         device: where to compute; None for :func:`default_device`.
         progress: show a bar.
+        share: every process of torch.distributed embeds its part (all must call), and all get the whole: each image
+            once, however many processes there are.
 
     Raises:
         DataError: an image cannot be decoded.
@@ -57,8 +61,10 @@ def embed(
 
     device = torch.device(device) if device is not None else default_device()
     as_tensor: Any = _untouched if transform is None else build_transforms(transform)[1]
+    rank, world = place() if share else (0, 1)
+    mine = ImageDataset(split, as_tensor)
     loader: Any = DataLoader(
-        ImageDataset(split, as_tensor),
+        mine if world == 1 else torch.utils.data.Subset(mine, range(rank, len(mine), world)),
         batch_size,
         num_workers=workers,
         pin_memory=device.type == "cuda" and transform is not None,
@@ -74,4 +80,9 @@ def embed(
             parts.append(model(images).to("cpu", torch.float32))
     finally:
         model.train(was_training)
-    return Embedding.cat(parts).check_values()
+    if world == 1:
+        return Embedding.cat(parts).check_values()
+    if not parts:  # fewer images than processes
+        raise ValueError(f"{len(mine)} images cannot be shared out over {world} processes; measure with fewer")
+    whole = Embedding.cat(parts)._map(lambda rows: gather_dealt(rows.to(device), len(mine)).cpu())
+    return whole.check_values()
