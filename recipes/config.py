@@ -82,6 +82,11 @@ class Config:
     clip_value: float = 10.0
     freeze_batchnorm: bool = True  # running statistics stay; the affine parameters train after the warm-up
     mixed_precision: str = "no"  # no | bf16 | fp16
+    accumulate: int = 1  # pieces that each process goes through its part of a batch in; losses over pairs see a piece
+    gradient_checkpointing: bool = False  # less memory, more time; unfrozen batch-norm sees each batch twice
+    compile: str = "no"  # no | inductor | another backend of torch.compile
+    ema_decay: float = 0.0  # of a moving average of the weights, which is then saved and measured; 0: none
+    profile_steps: int = 0  # of the first epoch: writes profile.txt and trace.json into the run folder
     # measuring
     evaluate_on: str = "test"  # test | validation: the latter holds out training classes and leaves the test set closed
     val_classes: float = 0.2  # fraction of the training classes that is held out, for evaluate_on=validation
@@ -129,6 +134,12 @@ class Config:
             raise ConfigError(
                 f"name must be a text that may hold {{variant}}, {{backbone}} and {{image_size}}, got {self.name!r}"
             )
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ConfigError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.profile_steps < 0:
+            raise ConfigError(f"profile_steps must be 0 or more, got {self.profile_steps}")
         if self.checkpoint_every < 0:
             raise ConfigError(f"checkpoint_every must be 0 or a number of steps, got {self.checkpoint_every}")
         if self.threads is not None and self.threads < 1:

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +23,7 @@ STOPPED = 143  # exit status of a run that was asked to stop: 128 + SIGTERM
 # What may change between two halves of a run: where things lie and how they are done, not what is trained.
 HARMLESS = {
     *("data_root", "cache", "workers", "threads", "log_every", "output", "leaderboard", "resume", "checkpoint_every"),
-    "evaluate_untrained",
+    *("evaluate_untrained", "profile_steps"),
 }
 
 
@@ -119,6 +119,20 @@ def check_config(config: Config, saved: dict[str, Any], folder: Path) -> list[st
             "name= or output= begins another"
         )
     return lines
+
+
+def states(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The states of modules, optimisers, schedulers, scalers and generators by name; of None it is None."""
+    return {k: p.get_state() if isinstance(p, torch.Generator) else p and p.state_dict() for k, p in parts.items()}
+
+
+def restore(parts: Mapping[str, Any], saved: dict[str, Any]) -> None:
+    """Gives each of the parts the state that :func:`states` took."""
+    for name, part in parts.items():
+        if isinstance(part, torch.Generator):
+            part.set_state(saved[name])
+        elif part is not None and saved[name] is not None:
+            part.load_state_dict(saved[name])
 
 
 def rng_state() -> dict[str, Any]:

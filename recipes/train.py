@@ -18,6 +18,7 @@ import dataclasses
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from watch import TrainingError, append_row, console, diagnosis, keep_rows, make_folder, warn
+from watch import (
+    TrainingError,
+    Waiting,
+    append_row,
+    console,
+    diagnosis,
+    keep_rows,
+    make_folder,
+    memory,
+    profiled,
+    warn,
+)
 
 import idml_zoo
 from idml_zoo.card import build_card
@@ -123,7 +136,11 @@ def run(config: Config) -> list[Result]:
     default_workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
     workers = default_workers if config.workers is None else config.workers
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.warmup_epochs > 0)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        dynamo_backend=None if config.compile == "no" else config.compile,
+        kwargs_handlers=[unused],
+    )
     world, main = accelerator.num_processes, accelerator.is_main_process
     if config.batch_size % world:
         raise ConfigError(
@@ -195,6 +212,10 @@ def run(config: Config) -> list[Result]:
     set_seed(config.seed, device_specific=True)  # from here on, each process augments in its own way
     mixing = torch.Generator().manual_seed(config.seed) if variant.mixup else None
     model_, criterion_ = model.to(memory_format=torch.channels_last), criterion
+    model.set_grad_checkpointing(config.gradient_checkpointing)
+    # a moving average of the weights is what is saved and measured, where one is asked for
+    ema = ModelEmaV3(model, config.ema_decay, device=accelerator.device) if config.ema_decay else None
+    final = model if ema is None else ema.module
     model_, criterion_, optimizer = accelerator.prepare(model_, criterion_, optimizer)
     bar = Progress(
         TextColumn("epoch {task.fields[epoch]}"),
@@ -208,15 +229,10 @@ def run(config: Config) -> list[Result]:
     statistics: dict[str, float] = {}
     step = first = begun = 0  # step of the run; epoch to go on with; batches of it that are done
     earlier, started = 0.0, time.perf_counter()
+    parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "scheduler": scheduler}
+    parts |= {"scaler": accelerator.scaler, "mixing": mixing, "ema": None if ema is None else ema.module}
     if saved:
-        model.load_state_dict(saved["model"])
-        criterion.load_state_dict(saved["criterion"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        if accelerator.scaler is not None and saved["scaler"]:
-            accelerator.scaler.load_state_dict(saved["scaler"])
-        if mixing is not None:
-            mixing.set_state(saved["mixing"])
+        resume.restore(parts, saved)
         if len(saved["rng"]) == world:  # else dropout is drawn anew; order and augmentation are the same all the same
             resume.set_rng_state(saved["rng"][accelerator.process_index])
         step, first, begun = saved["step"], saved["epoch"], saved["batch"]
@@ -238,12 +254,7 @@ def run(config: Config) -> list[Result]:
             "seconds": earlier + time.perf_counter() - started,
             "statistics": statistics,
             "rng": rng,
-            "model": model.state_dict(),
-            "criterion": criterion.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-            "mixing": None if mixing is None else mixing.get_state(),
+            **resume.states(parts),
         }
         try:
             resume.write(checkpoints, state)
@@ -258,24 +269,34 @@ def run(config: Config) -> list[Result]:
                 f"{folder / 'model'}"
             )
 
-    with bar, resume.Asked() as asked:
+    with bar, resume.Asked() as asked, profiled(config.profile_steps if main else 0, folder) as profiler:
         total = config.epochs * loading.steps
         task = bar.add_task("train", total=total, completed=step, epoch=first, rate=0.0, loss=float("nan"))
         for epoch in range(first, config.epochs):
             model.backbone_frozen = epoch < config.warmup_epochs
             set_training_mode(model_, config.freeze_batchnorm)
             tick, since = time.perf_counter(), 0
-            for batch, (images, labels, _) in enumerate(loading.epoch(epoch, begun), begun + 1):
+            batches = Waiting(loading.epoch(epoch, begun))
+            for batch, (images, labels, _) in enumerate(batches, begun + 1):
                 labels = labels.to(accelerator.device, non_blocking=True)
                 images = loading.finish(images.to(accelerator.device, non_blocking=True))
                 images = images.contiguous(memory_format=torch.channels_last)
-                loss, embedding, everyone = step_loss(model_, criterion_, images, labels, mixing)
                 optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(loss)
+                loss = torch.zeros((), device=accelerator.device)
+                pieces = list(zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True))
+                for i, (some, theirs) in enumerate(pieces, 1):
+                    # gradients are averaged over processes once, with the last piece
+                    with nullcontext() if i == len(pieces) else accelerator.no_sync(model_):
+                        piece, embedding, everyone = step_loss(model_, criterion_, some, theirs, mixing)
+                        accelerator.backward(piece / len(pieces))
+                    loss += piece.detach() / len(pieces)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_value_([*model.parameters(), *criterion.parameters()], config.clip_value)
                 optimizer.step()
-                bad += ~torch.isfinite(loss.detach())
+                if ema is not None:
+                    ema.update(model)
+                bad += ~torch.isfinite(loss)
+                profiler.step()
                 step, since = step + 1, since + len(images) * world
                 at_log = step % config.log_every == 0 or step == 1 or step == total
                 if at_log:
@@ -287,9 +308,14 @@ def run(config: Config) -> list[Result]:
                             f"{wrong}, at step {step}; lower lr (now {config.lr:g}) or its multipliers. The last "
                             f"checkpoint is in {checkpoints}"
                         )
-                    rate, tick, since = since / (time.perf_counter() - tick), time.perf_counter(), 0
+                    took = time.perf_counter() - tick
+                    rate, waited, tick, since = since / took, batches.take() / took, time.perf_counter(), 0
                     entry = {"epoch": epoch + 1, "step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"]}
-                    entry |= {"images_per_second": rate} | statistics
+                    entry |= {
+                        "images_per_second": rate,
+                        "waiting": waited,
+                        "gib": memory(accelerator.device),
+                    } | statistics
                     if main:
                         append_row(log, entry)
                     bar.update(task, rate=rate, loss=value)
@@ -307,7 +333,7 @@ def run(config: Config) -> list[Result]:
             save(epoch + 1, 0)
             if main:
                 try:
-                    model.save_pretrained(
+                    final.save_pretrained(
                         folder / "model",
                         benchmark=benchmark.name,
                         variant=config.variant,
@@ -330,7 +356,7 @@ def run(config: Config) -> list[Result]:
     bank = None
     if world > 1:  # shared out; what follows is fast on one
         bank = embed(
-            model,
+            final,
             measured,
             model.transform,
             workers=workers,
@@ -342,7 +368,7 @@ def run(config: Config) -> list[Result]:
         text = f"{config.epochs} epochs at {model.transform.image_size} px, batch {config.batch_size}, lr {config.lr:g}"
         finished.append(
             evaluate(
-                model,
+                final,
                 benchmark,
                 embedding=bank,
                 row=name,

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -65,3 +70,56 @@ def diagnosis(statistics: dict[str, float], embedding: Embedding, has_uncertaint
     if has_uncertainty and level < 1e-7:
         return f"the uncertainty is dead (mean level {level:.3g}), and nothing brings it back"
     return ""
+
+
+class Waiting:
+    """An iterator that knows how long one has waited for it."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Waiting:
+        return self
+
+    def __next__(self) -> Any:
+        start = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def take(self) -> float:
+        """Seconds since it was asked last."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+def memory(device: torch.device) -> float:
+    """The most that this process has held so far, in GiB: on a GPU there, else in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class _NoProfile:
+    def step(self) -> None:
+        """Nothing is measured."""
+
+
+@contextmanager
+def profiled(steps: int, folder: Path) -> Iterator[Any]:
+    """torch's profiler over some steps, after two to warm up; writes ``profile.txt`` and ``trace.json``."""
+    if not steps:
+        yield _NoProfile()
+        return
+    from torch.profiler import ProfilerActivity, profile, schedule
+
+    def write(found: Any) -> None:
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        write_text(folder / "profile.txt", found.key_averages().table(sort_by=by, row_limit=40))
+        found.export_chrome_trace(str(folder / "trace.json"))
+
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    plan = schedule(wait=1, warmup=1, active=steps, repeat=1)
+    with profile(activities=kinds, schedule=plan, on_trace_ready=write, acc_events=True) as profiler:
+        yield profiler

@@ -39,7 +39,7 @@ def weights(folder):
 
 def log(folder):
     rows = csv.DictReader((folder / "runs" / "mine" / "run" / "seed0" / "log.csv").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "waiting", "gib")} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,41 @@ def test_the_number_of_workers_makes_no_difference(tmp_path):
     assert all(torch.equal(two[k], none[k]) for k in none)
 
 
+def test_gradient_checkpointing_and_compiling_change_nothing_but_rounding(tmp_path):
+    fixed = ["variant=pa", "freeze_batchnorm=true"]  # else checkpointing updates the running statistics twice
+    plain = trained(tmp_path, "plain", *fixed)
+    for name, more in (("less", "gradient_checkpointing=true"), ("compiled", "compile=aot_eager")):
+        other = trained(tmp_path, name, *fixed, more)
+        off = torch.cat([(plain[k] - other[k]).abs().flatten() for k in plain if plain[k].is_floating_point()])
+        assert off.mean() < 1e-5, name
+
+
+def test_a_batch_in_pieces(tmp_path):
+    """Proxy NCA is a mean over images, so that the pieces' mean is the batch's loss."""
+    more = ["variant=proxy_nca", "freeze_batchnorm=true"]
+    whole, pieces = trained(tmp_path, "whole", *more), trained(tmp_path, "pieces", *more, "accumulate=4")
+    off = torch.cat([(whole[k] - pieces[k]).abs().flatten() for k in whole if whole[k].is_floating_point()])
+    assert off.mean() < 1e-5
+
+
+def test_the_moving_average_is_saved_and_measured_and_survives_a_stop(tmp_path):
+    plain, still, fast = (trained(tmp_path, f"d{d}", f"ema_decay={d}") for d in (0, 0.999999, 1e-9))
+    start = trained(tmp_path, "start", "lr=1e-12", "proxy_lr_multiplier=1")
+    key = "head.semantic.weight"
+    assert torch.allclose(still[key], start[key], atol=1e-5), "hardly moved"
+    assert torch.allclose(fast[key], plain[key], atol=1e-6), "follows at once"
+    assert len(read_results(tmp_path / "board" / "results")) == 4
+
+
+def test_the_profiler_writes_its_tables(tmp_path):
+    trained(tmp_path, "profiled", "profile_steps=1", "epochs=3")
+    folder = tmp_path / "runs" / "mine" / "profiled" / "seed0"
+    assert "aten::" in (folder / "profile.txt").read_text()
+    assert json.loads((folder / "trace.json").read_text())["traceEvents"]
+    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    assert all(0 <= float(r["waiting"]) <= 1 and float(r["gib"]) > 0.05 for r in rows)
+
+
 def test_training_from_a_stream_of_shards(tmp_path):
     from idml_zoo.data.prepare import prepare
 

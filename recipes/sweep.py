@@ -1,0 +1,161 @@
+"""A grid of runs: variants × seeds × whatever else, over the devices at hand; started again, it does what is missing.
+
+    python recipes/sweep.py --config recipes/glyphs_test_resnet.yaml variant=idml,pa_mixup seed=0,1,2
+    python recipes/sweep.py --config recipes/cub_resnet50.yaml variant=pa,idml lr=3e-4,6e-4 evaluate_on=validation
+    python recipes/sweep.py --config … variant=idml seed=0,1,2 --dry-run
+
+A key with several values, separated by commas, is a dimension of the grid (lists in brackets are one value). Rows get
+the values of dimensions other than variant and seed in their names. A run is skipped where a result file has its
+recipe, whatever its name; one that was killed goes on from its checkpoint. Each GPU gets one run at a time; without one, --jobs
+runs share the cores. Output of each run goes to a file; the table so far is printed after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from config import QUICKSTART, Config, ConfigError, load_config
+from resume import HARMLESS
+from rich.console import Console
+
+from idml_zoo.leaderboard import build_leaderboard, summary
+from idml_zoo.results import Result, ResultError, read_results
+
+NAMED = ("variant", "seed")  # which have a place of their own in a result's path
+
+
+def values(text: str) -> list[str]:
+    """ "a,b" to ["a", "b"]; commas in brackets, braces and quotes do not count."""
+    return re.findall(r"""(?:\[[^\]]*\]|\{[^}]*\}|'[^']*'|"[^"]*"|[^,])+""", text) or [""]
+
+
+def grid(words: list[str]) -> Iterator[list[str]]:
+    """The overrides of each run, in the order of the words, the last dimension fastest."""
+    keys, choices = [], []
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(f"expected key=value or key=value,value, got {word!r}")
+        keys.append(key)
+        choices.append(values(text))
+    extra = [k for k, c in zip(keys, choices, strict=True) if len(c) > 1 and k not in NAMED]
+    for chosen in itertools.product(*choices):
+        run = dict(zip(keys, chosen, strict=True))
+        name = run.get("name") or "{variant}-{backbone}-{image_size}px"
+        suffix = "".join(f"-{k}{re.sub(r'[^A-Za-z0-9.+-]+', '_', run[k])}" for k in extra)
+        yield [f"{k}={v}" for k, v in run.items() if k != "name"] + [f"name={name}{suffix}"]
+
+
+def essence(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run is, without where it lies, what it is called and how it is done."""
+    return {k: v for k, v in config.items() if k not in HARMLESS and k != "name"}
+
+
+def done(config: Config, results: list[Result]) -> Result | None:
+    """The result of a run with this recipe; None where there is none yet."""
+    mine = essence(dataclasses.asdict(config))
+    for result in results:
+        recipe = result.provenance.recipe and yaml.safe_load(result.provenance.recipe)
+        # a key that is newer than the recipe had its default's meaning then
+        if isinstance(recipe, dict) and essence(dataclasses.asdict(Config()) | recipe) == mine:
+            return result
+    return None
+
+
+def devices(jobs: int) -> list[dict[str, str]]:
+    """What each place that can run something adds to the environment."""
+    import torch
+
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = visible if visible != [""] else [str(i) for i in range(torch.cuda.device_count())]
+        return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # busy waiting of one run's threads would take the other's cores
+    share = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "OMP_WAIT_POLICY": "PASSIVE"}
+    return [{**share, "ACCELERATE_USE_CPU": "true"} for _ in range(jobs)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(QUICKSTART), help="YAML file with keys of recipes/config.py")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, without a GPU (default 1)")
+    parser.add_argument(
+        "--logs", type=Path, default=Path("runs/sweep"), help="output of the runs (default: runs/sweep)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would run")
+    parser.add_argument("words", nargs="*", metavar="key=value[,value…]")
+    args = parser.parse_args(arguments)
+    out = Console(soft_wrap=True, markup=False, highlight=False)
+    try:
+        runs = [(words, load_config(args.config, words)) for words in grid(args.words)]
+        boards = {Path(config.leaderboard) for _, config in runs}
+        results = {board: read_results(board / "results") for board in boards}
+    except (ValueError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    waiting, failed = [], []
+    for words, config in runs:
+        found = done(config, results[Path(config.leaderboard)])
+        out.print(f"{'done' if found else 'to do':<6}{' '.join(words)}" + (f"  ({found.path('')})" if found else ""))
+        if not found:
+            waiting.append((words, config))
+    if args.dry_run or not waiting:
+        return 0
+    args.logs.mkdir(parents=True, exist_ok=True)
+    free, running = devices(args.jobs), cast("list[Any]", [])
+    try:
+        while waiting or running:
+            while waiting and free:
+                words, config = waiting.pop(0)
+                place = free.pop()
+                log = args.logs / (re.sub(r"[^A-Za-z0-9.+=-]+", "_", " ".join(words))[:150] + ".log")
+                command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", args.config, *words]
+                with log.open("ab") as file:
+                    process = subprocess.Popen(command, env={**os.environ, **place}, stdout=file, stderr=file)
+                out.print(f"start {' '.join(words)}  ({log})")
+                running.append((process, place, words, config, log))
+            time.sleep(0.2)
+            for run in [r for r in running if r[0].poll() is not None]:
+                process, place, words, config, log = run
+                running.remove(run)
+                free.append(place)
+                if process.returncode:
+                    failed.append(words)
+                    out.print(f"FAILED {' '.join(words)}: exit status {process.returncode}, see {log}")
+                    continue
+                show(out, config)
+    finally:
+        for process, *_ in running:  # asked to stop, they save where they are
+            process.terminate()
+        for process, *_ in running:
+            process.wait()
+    if failed:
+        print(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+    return int(bool(failed))
+
+
+def show(out: Console, config: Config) -> None:
+    """The table so far."""
+    board = Path(config.leaderboard)
+    try:
+        build_leaderboard(board)
+        rows = [r for r in read_results(board / "results") if r.benchmark == config.benchmark]
+        out.print(summary(rows))
+    except ResultError as error:  # for example a row of which some seeds are of another protocol version
+        print(f"no table: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
