@@ -6,8 +6,8 @@
 
 A key with several values, separated by commas, is a dimension of the grid (lists in brackets are one value). Rows get
 the values of dimensions other than variant and seed in their names. A run is skipped where a result file has its
-recipe, whatever its name; one that was killed goes on from its checkpoint. Each GPU gets one run at a time; without one, --jobs
-runs share the cores. Output of each run goes to a file; the table so far is printed after each.
+recipe, whatever its name; one that was killed goes on from its checkpoint. Each GPU gets one run at a time; without
+one, --jobs runs share the cores. Output of each run goes to a file; the table so far is printed after each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from config import QUICKSTART, Config, ConfigError, load_config
@@ -114,7 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.dry_run or not waiting:
         return 0
     args.logs.mkdir(parents=True, exist_ok=True)
-    free, running = devices(args.jobs), cast("list[Any]", [])
+    free = devices(args.jobs)
+    running: list[Any] = []
     try:
         while waiting or running:
             while waiting and free:
