@@ -27,7 +27,7 @@ def share_cores(threads: int | None) -> None:
 
     `accelerate launch` sets OMP_NUM_THREADS=1 where there is no GPU, which would leave the other cores idle.
     """
-    if threads is None and int(os.environ.get("OMP_NUM_THREADS", "1")) > 1:
+    if threads is None and int(os.environ.get("OMP_NUM_THREADS") or 1) > 1:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
