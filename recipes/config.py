@@ -92,6 +92,10 @@ class Config:
     val_classes: float = 0.2  # fraction of the training classes that is held out, for evaluate_on=validation
     val_folds: int = 0  # k: hold out fold val_fold of k folds of the training classes instead
     val_fold: int = 0
+    validate_every: int = 0  # epochs: measure held-out training classes, which are then not trained on; 0: never
+    patience: int = 0  # validations without a better R@1 after which training ends; 0: never
+    select: str = "last"  # last | best: the epoch to measure, best by R@1 of the validation classes
+    tracker: str = ""  # tensorboard | wandb, beside log.csv (pip install 'idml-zoo[track]')
     evaluate_untrained: bool = False  # also measure the network before training, as a row of its own
     log_every: int = 10  # steps
     resume: str = "auto"  # auto: go on where a checkpoint of this run is | no: begin anew
@@ -107,6 +111,8 @@ class Config:
             "sampler": ("shuffle", "pk"),
             "proxy_uncertainty": ("learned", "zero"),
             "resume": ("auto", "no"),
+            "select": ("last", "best"),
+            "tracker": ("", "tensorboard", "wandb"),
             "uncertainty_input": ("normalized", "features"),
         }
         for key, known in choices.items():
@@ -140,6 +146,12 @@ class Config:
             raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.profile_steps < 0:
             raise ConfigError(f"profile_steps must be 0 or more, got {self.profile_steps}")
+        if self.validate_every < 0 or self.patience < 0:
+            raise ConfigError(
+                f"validate_every and patience must be 0 or more, got {self.validate_every}, {self.patience}"
+            )
+        if (self.patience or self.select == "best") and not self.validate_every:
+            raise ConfigError("patience and select=best need validate_every=1 (or more epochs) to look at")
         if self.checkpoint_every < 0:
             raise ConfigError(f"checkpoint_every must be 0 or a number of steps, got {self.checkpoint_every}")
         if self.threads is not None and self.threads < 1:

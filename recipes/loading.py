@@ -22,8 +22,12 @@ from idml_zoo.data.transforms import TransformConfig, build_device_transforms, b
 from idml_zoo.registry import benchmarks
 
 
-def load_benchmark(config: Config) -> tuple[Benchmark, Split, Split]:
-    """The benchmark's record, the training split, and the split to measure: test, or held-out training classes."""
+def load_benchmark(config: Config) -> tuple[Benchmark, Split, Split, Split | None]:
+    """The benchmark's record, the training split, the split to measure, and the one to validate on.
+
+    Measured are the test classes, or held-out training classes; validated on are the same held-out ones, or None where
+    none are held out. What is held out is not trained on.
+    """
     if config.source:
         benchmark = table_benchmark(
             config.benchmark,
@@ -36,13 +40,15 @@ def load_benchmark(config: Config) -> tuple[Benchmark, Split, Split]:
     else:
         benchmark = benchmarks[config.benchmark]
     splits = benchmark.splits(config.data_root)
-    if config.evaluate_on == "test":
-        return benchmark, splits.train, splits.test
+    if config.evaluate_on == "test" and not config.validate_every:
+        return benchmark, splits.train, splits.test, None
     if config.stream:
-        raise ConfigError("evaluate_on=validation holds out classes of the benchmark's training split, not of a stream")
+        raise ConfigError("validation holds out classes of the benchmark's training split, not of a stream")
     if config.val_folds:
-        return benchmark, *class_folds(splits.train, config.val_folds)[config.val_fold]
-    return benchmark, *hold_out_classes(splits.train, config.val_classes)
+        train, held_out = class_folds(splits.train, config.val_folds)[config.val_fold]
+    else:
+        train, held_out = hold_out_classes(splits.train, config.val_classes)
+    return benchmark, train, splits.test if config.evaluate_on == "test" else held_out, held_out
 
 
 @dataclass(frozen=True)

@@ -52,17 +52,20 @@ from watch import (
 import idml_zoo
 from idml_zoo.card import build_card
 from idml_zoo.data.benchmark import Benchmark
+from idml_zoo.data.split import Split
 from idml_zoo.distributed import gather
 from idml_zoo.evaluation.embed import embed
+from idml_zoo.evaluation.measure import evaluate_embeddings
 from idml_zoo.evaluation.protocol import evaluate, save_result
 from idml_zoo.evaluation.provenance import code_state
 from idml_zoo.leaderboard import build_leaderboard, summary
 from idml_zoo.losses import create_criterion, mixup
 from idml_zoo.model import IDMLModel
+from idml_zoo.pretrained import load
 from idml_zoo.results import Result, write_text
 from idml_zoo.types import Embedding
 from idml_zoo.variants import Variant, variants
-from idml_zoo.weights import WEIGHTS, sha256_of
+from idml_zoo.weights import WEIGHTS, local_files, sha256_of
 from idml_zoo.zoo import LOCAL, weights_source
 
 
@@ -129,6 +132,13 @@ def step_loss(
     return criterion(clean, everyone) + criterion(blended, everyone, partners, mixed.weight), clean, everyone
 
 
+def validate(model: IDMLModel, split: Split, device: torch.device, workers: int, main: bool) -> dict[str, float]:
+    """R@1, MAP@R and the AUROC of the level on validation classes; all processes must call."""
+    bank = embed(model, split, model.transform, workers=workers, device=device, progress=main, share=True)
+    found = evaluate_embeddings(bank, split.labels, (1,), cluster_seeds=())
+    return {k: float(found[k] or 0.0) for k in ("recall@1", "map@r", "auroc_level")}
+
+
 def run(config: Config) -> list[Result]:
     """One run: the result of the trained model, after that of the untrained one where asked for."""
     variant = variants[config.variant]
@@ -139,6 +149,8 @@ def run(config: Config) -> list[Result]:
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         dynamo_backend=None if config.compile == "no" else config.compile,
+        log_with=config.tracker or None,
+        project_dir=config.output,
         kwargs_handlers=[unused],
     )
     world, main = accelerator.num_processes, accelerator.is_main_process
@@ -152,7 +164,7 @@ def run(config: Config) -> list[Result]:
     set_seed(config.seed)
 
     # data and network
-    benchmark, train, measured = load_benchmark(config)
+    benchmark, train, measured, held_out = load_benchmark(config)
     model = build_model(config, benchmark, variant)
     name = config.row(model.transform.image_size)
     loading = build_loading(config, train, model.transform, workers, accelerator.process_index, world, main)
@@ -170,6 +182,7 @@ def run(config: Config) -> list[Result]:
 
     # where things go
     folder = Path(config.output) / benchmark.name / name / f"seed{config.seed}"
+    validation_log = folder / "validation.csv"
     log, results, recipe = folder / "log.csv", Path(config.leaderboard) / "results", config.to_yaml()
     about: dict[str, Any] = {
         "root": config.data_root,
@@ -199,14 +212,19 @@ def run(config: Config) -> list[Result]:
             warn(f"going on after step {saved['step']}" + (f" with {'; '.join(changed)}" if changed else ""))
     if main:
         write_text(folder / "config.yaml", recipe)
-        if saved:
-            keep_rows(log, saved["step"])
-        else:
-            log.unlink(missing_ok=True)
+        for path in (log, validation_log):
+            if saved:
+                keep_rows(path, saved["step"])
+            else:
+                path.unlink(missing_ok=True)
         if config.evaluate_untrained and not saved:
             row = f"untrained-{variant.head}-{config.backbone.split('.')[0]}-{model.transform.image_size}px"
             finished.append(evaluate(model, benchmark, row=row, training="none: head drawn at random", **about))
             save_result(finished[-1], results)
+
+    if config.tracker:
+        plain = {k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str, bool))}
+        accelerator.init_trackers(f"{benchmark.name}-{name}-seed{config.seed}", plain)
 
     # training
     set_seed(config.seed, device_specific=True)  # from here on, each process augments in its own way
@@ -237,6 +255,10 @@ def run(config: Config) -> list[Result]:
             resume.set_rng_state(saved["rng"][accelerator.process_index])
         step, first, begun = saved["step"], saved["epoch"], saved["batch"]
         statistics, earlier = saved["statistics"], saved["seconds"]
+    best: dict[str, float] = {"recall@1": -1.0, "epoch": 0}  # by the validation classes
+    stale = 0  # validations since
+    if saved:
+        best, stale = saved["best"], saved["stale"]
         del saved
     bad = torch.zeros((), device=accelerator.device)  # steps whose loss was not finite; looked at where the log waits
 
@@ -253,6 +275,8 @@ def run(config: Config) -> list[Result]:
             "batch": batch,
             "seconds": earlier + time.perf_counter() - started,
             "statistics": statistics,
+            "best": best,
+            "stale": stale,
             "rng": rng,
             **resume.states(parts),
         }
@@ -318,6 +342,7 @@ def run(config: Config) -> list[Result]:
                     } | statistics
                     if main:
                         append_row(log, entry)
+                        accelerator.log(entry, step=step)
                     bar.update(task, rate=rate, loss=value)
                 bar.update(task, advance=1, epoch=epoch + 1)
                 # several processes look together, where they wait anyway
@@ -330,29 +355,41 @@ def run(config: Config) -> list[Result]:
                         raise resume.Stopped(f"stopped after step {step}; the same command goes on from there")
             scheduler.step()
             begun = 0
-            save(epoch + 1, 0)
+            improved = False
+            if held_out is not None and config.validate_every and (epoch + 1) % config.validate_every == 0:
+                found = validate(final, held_out, accelerator.device, workers, main)
+                improved = found["recall@1"] > best["recall@1"]
+                best, stale = ({**found, "epoch": epoch + 1}, 0) if improved else (best, stale + 1)
+                if main:
+                    append_row(validation_log, {"epoch": epoch + 1, "step": step, **found})
+                    accelerator.log({f"validation/{k}": v for k, v in found.items()}, step=step)
+            ended = epoch + 1 == config.epochs or bool(config.patience and stale >= config.patience)
             if main:
-                try:
-                    final.save_pretrained(
-                        folder / "model",
-                        benchmark=benchmark.name,
-                        variant=config.variant,
-                        seed=config.seed,
-                        epoch=epoch + 1,
-                        pretrained=about["pretrained"],
-                    )
-                except (OSError, SafetensorError) as error:
-                    if epoch + 1 == config.epochs:
-                        raise OSError(
-                            f"{folder / 'model'} cannot be written ({error}); free space, and start again"
-                        ) from error
-                    warn(f"{folder / 'model'} is not written after epoch {epoch + 1} ({error})")
+                about_it = {"benchmark": benchmark.name, "variant": config.variant, "seed": config.seed}
+                about_it |= {"epoch": epoch + 1, "pretrained": about["pretrained"]}
+                for place in ["model", *(["best"] if improved else [])]:
+                    try:
+                        final.save_pretrained(folder / place, **about_it)  # type: ignore[arg-type]
+                    except (OSError, SafetensorError) as error:
+                        if ended or place == "best":
+                            raise OSError(
+                                f"{folder / place} cannot be written ({error}); free space, and start again"
+                            ) from error
+                        warn(f"{folder / place} is not written after epoch {epoch + 1} ({error})")
+            save(config.epochs if ended else epoch + 1, 0)
+            if ended:
+                break
             if asked and world == 1 and epoch + 1 < config.epochs:
                 raise resume.Stopped(f"stopped after epoch {epoch + 1}; the same command goes on from there")
     train_seconds = earlier + time.perf_counter() - started
 
     # measuring
     accelerator.wait_for_everyone()
+    trained_epochs = step // loading.steps
+    chosen, measured_folder = "last", "model"
+    if config.select == "best":  # honestly named: by the validation classes, which were not trained on
+        chosen, measured_folder, trained_epochs = "validation", "best", int(best["epoch"])
+        final.load_state_dict(load(*local_files(folder / "best")).state_dict())
     bank = None
     if world > 1:  # shared out; what follows is fast on one
         bank = embed(
@@ -365,7 +402,9 @@ def run(config: Config) -> list[Result]:
             share=True,
         )
     if main:
-        text = f"{config.epochs} epochs at {model.transform.image_size} px, batch {config.batch_size}, lr {config.lr:g}"
+        text = (
+            f"{trained_epochs} epochs at {model.transform.image_size} px, batch {config.batch_size}, lr {config.lr:g}"
+        )
         finished.append(
             evaluate(
                 final,
@@ -373,17 +412,17 @@ def run(config: Config) -> list[Result]:
                 embedding=bank,
                 row=name,
                 variant=config.variant,
-                checkpoint="last",
+                checkpoint=chosen,
                 training=text,
                 recipe=recipe,
                 train_seconds=train_seconds,
                 statistics=statistics,
-                weights_sha256=sha256_of(folder / "model" / WEIGHTS),
+                weights_sha256=sha256_of(folder / measured_folder / WEIGHTS),
                 **about,
             )
         )
         save_result(finished[-1], results)
-        build_card(folder / "model", results, f"{LOCAL}{folder / 'model'}")
+        build_card(folder / measured_folder, results, f"{LOCAL}{folder / measured_folder}")
         resume.clear(checkpoints)
         lock.release()
     accelerator.wait_for_everyone()

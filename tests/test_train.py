@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import cpu
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 import idml_zoo
 from idml_zoo.losses import ProxyLoss
 from idml_zoo.results import read_results
+from idml_zoo.weights import sha256_of
 
 TINY = [
     "backbone=test_resnet",
@@ -94,7 +96,7 @@ def test_validation_leaves_the_test_classes_closed(tmp_path):
         ROOT / "recipes" / "cub_resnet50.yaml",
         tiny(tmp_path, "evaluate_on=validation", "train_classes=0-3", "val_classes=0.5")[2:],
     )
-    benchmark, training, measured = train.load_benchmark(config)
+    benchmark, training, measured, _ = train.load_benchmark(config)
     everything = benchmark.splits()
     assert not set(training.class_names) & set(measured.class_names)
     assert set(training.class_names) | set(measured.class_names) == set(everything.train.class_names)
@@ -131,7 +133,7 @@ def test_folds_hold_out_every_class_once(tmp_path):
     for fold in range(2):
         arguments = tiny(tmp_path, *more, f"val_fold={fold}")[2:]
         config = train.load_config(ROOT / "recipes" / "cub_resnet50.yaml", arguments)
-        _, training, measured = train.load_benchmark(config)
+        _, training, measured, _ = train.load_benchmark(config)
         assert not set(training.class_names) & set(measured.class_names)
         held_out += measured.class_names
     assert sorted(held_out) == ["class_0", "class_1", "class_2", "class_3"]
@@ -183,6 +185,42 @@ def test_the_profiler_writes_its_tables(tmp_path):
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
     rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
     assert all(0 <= float(r["waiting"]) <= 1 and float(r["gib"]) > 0.05 for r in rows)
+
+
+def test_validation_while_training_chooses_and_stops_honestly(tmp_path, monkeypatch):
+    scores = iter([0.5, 0.7, 0.6, 0.6, 0.9])
+    real = train.validate
+
+    def scored(*args):
+        return real(*args) | {"recall@1": next(scores)}
+
+    monkeypatch.setattr(train, "validate", scored)
+    more = ["validate_every=1", "epochs=9", "train_classes=0-3", "test_classes=4-5", "val_classes=0.5"]
+    last = trained(tmp_path, "chosen", *more, "patience=2", "select=best")
+    folder = tmp_path / "runs" / "mine" / "chosen" / "seed0"
+    rows = list(csv.DictReader((folder / "validation.csv").read_text().splitlines()))
+    assert [(int(r["epoch"]), float(r["recall@1"])) for r in rows] == [(1, 0.5), (2, 0.7), (3, 0.6), (4, 0.6)]
+    best = load_file(folder / "best" / "model.safetensors")
+    assert not torch.equal(best["head.semantic.weight"], last["head.semantic.weight"])
+    (result,) = read_results(tmp_path / "board" / "results")
+    assert result.protocol.checkpoint == "validation"
+    assert result.training.startswith("2 epochs")
+    assert result.provenance.weights_sha256 == sha256_of(folder / "best" / "model.safetensors")
+    assert result.queries == 8, "the test classes, of which nothing was seen"
+
+
+def test_validation_classes_are_not_trained_on(tmp_path):
+    arguments = tiny(tmp_path, "validate_every=1", "train_classes=0-3", "test_classes=4-5", "val_classes=0.5")[2:]
+    config = train.load_config(ROOT / "recipes" / "cub_resnet50.yaml", arguments)
+    _, training, measured, held_out = train.load_benchmark(config)
+    names = [set(s.class_names) for s in (training, measured, held_out)]
+    assert [len(n) for n in names] == [2, 2, 2] and len(set.union(*names)) == 6
+
+
+def test_a_tracker_is_told(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs pip install 'idml-zoo[track]'")
+    trained(tmp_path, "watched", "tracker=tensorboard")
+    assert list((tmp_path / "runs").rglob("events.out.tfevents*"))
 
 
 def test_training_from_a_stream_of_shards(tmp_path):
@@ -383,6 +421,17 @@ def test_two_processes_train_and_measure_as_one(tmp_path):
     assert result_1.queries == result_2.queries == 13
     for metric, value in result_1.metrics.items():
         assert value == pytest.approx(result_2.metrics[metric], abs=1e-6), metric
+
+
+def test_a_process_that_fails_takes_the_others_down(tmp_path):
+    arguments = tiny(tmp_path, "cache=false", "variant=pa", "threads=1")
+    broken = tmp_path / "photos" / "class_1" / "0.png"  # in one process's part of the first epoch
+    broken.write_bytes(broken.read_bytes()[:60])
+    start = time.perf_counter()
+    done = run_with_processes(2, ["recipes/train.py", *arguments])
+    assert done.returncode != 0
+    assert "class_1/0.png cannot be read" in done.stderr.replace("\n", "")
+    assert time.perf_counter() - start < 60
 
 
 def test_the_recipe_runs_on_two_processes(tmp_path):

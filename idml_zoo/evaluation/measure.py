@@ -72,7 +72,8 @@ def measure(
         values |= {f"recall@{n}": np.where(r > 0, best <= n, np.nan) for n in rest}
     metrics: dict[str, float | None] = {f"recall@{n}": float(np.nanmean(values[f"recall@{n}"])) for n in ks}
     metrics |= {n: float(np.nanmean(values[n])) for n in ("r_precision", "map@r")}
-    metrics |= cluster_metrics(embedding.semantic.detach().float(), labels.numpy(), cluster_seeds)
+    if len(cluster_seeds):
+        metrics |= cluster_metrics(embedding.semantic.detach().float(), labels.numpy(), cluster_seeds)
 
     counted = (r > 0).numpy()
     top1 = (known[neighbours.indices[:, 0]] == right).numpy()
@@ -188,7 +189,7 @@ def evaluate_embeddings(
         embedding: of N images.
         labels: ``(N,)`` integers.
         ks: the K of Recall@K.
-        cluster_seeds: seeds of k-means.
+        cluster_seeds: seeds of k-means; none for no clustering.
         similarity: "cosine" or "introspective", for search; clustering is always on the semantic embedding.
 
     Returns:
