@@ -65,6 +65,11 @@ class Config:
     embedding_dim: int = 512
     uncertainty_input: str = "normalized"  # normalized | features
     initial_level: float = 0.1  # expected ‖u‖ before training
+    freeze_backbone: bool = False  # only the head trains
+    cache_features: bool = False  # with freeze_backbone: features are computed once, without augmentation
+    backbone_trains: str = (
+        ""  # a regular expression: only these parameters of the backbone train: 'blocks\\.1[01]|norm'
+    )
     # loss
     loss_options: dict[str, Any] = field(default_factory=dict)  # of the variant's loss: {margin: 0.1, scale: 32}
     tau: float = 5.0
@@ -152,6 +157,14 @@ class Config:
             )
         if (self.patience or self.select == "best") and not self.validate_every:
             raise ConfigError("patience and select=best need validate_every=1 (or more epochs) to look at")
+        if self.cache_features and not self.freeze_backbone:
+            raise ConfigError(
+                "cache_features needs freeze_backbone=true: features of a backbone that trains do not last"
+            )
+        if self.cache_features and (self.stream or self.augment_on_device):
+            raise ConfigError("cache_features takes the training images as they are: no stream, no augment_on_device")
+        if self.freeze_backbone and self.backbone_trains:
+            raise ConfigError("freeze_backbone and backbone_trains exclude each other")
         if self.checkpoint_every < 0:
             raise ConfigError(f"checkpoint_every must be 0 or a number of steps, got {self.checkpoint_every}")
         if self.threads is not None and self.threads < 1:

@@ -69,9 +69,19 @@ class Loading:
 
 
 def build_loading(
-    config: Config, train: Split, transform: TransformConfig, workers: int, rank: int, world: int, progress: bool
+    config: Config,
+    train: Split,
+    transform: TransformConfig,
+    workers: int,
+    rank: int,
+    world: int,
+    progress: bool,
+    features: Tensor | None = None,
 ) -> Loading:
-    """Batches of the training split, or of a stream: this rank's part of each global batch."""
+    """Batches of the training split, or of a stream: this rank's part of each global batch.
+
+    With ``features`` ``(N, F)`` of the training images, batches of these instead.
+    """
     if config.augment_on_device:
         on_worker, finish = build_device_transforms(transform)
     else:
@@ -84,7 +94,7 @@ def build_loading(
     }
     if config.stream:
         return _stream(config, on_worker, finish, options, rank, world)
-    if config.cache and not _is_array(train):
+    if config.cache and features is None and not _is_array(train):
         train = cache_images(train, config.cache_side or 2 * transform.image_size, progress=progress)
     seeded: dict[str, Any] = {"seed": config.seed, "num_replicas": world, "rank": rank}
     sampler: ShuffleSampler | PKSampler
@@ -100,7 +110,10 @@ def build_loading(
     else:
         sampler = ShuffleSampler(len(train), config.batch_size, **seeded)
     numbered = Numbered(sampler, config.batch_size)
-    images = DrawnImages(train, on_worker, config.seed)
+    images: Any = DrawnImages(train, on_worker, config.seed)
+    if features is not None:
+        images, finish, options["num_workers"] = CachedFeatures(features, train.labels), lambda rows: rows, 0
+        options["persistent_workers"] = False
     loader: Any = torch.utils.data.DataLoader(images, batch_sampler=numbered, **options)
 
     def epoch(number: int, start: int = 0) -> Iterator[Any]:
@@ -108,6 +121,19 @@ def build_loading(
         return iter(loader)
 
     return Loading(train.num_classes, len(sampler), epoch, finish)
+
+
+class CachedFeatures(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
+    """Pooled features of a frozen backbone, computed once: item (i, n) is (features ``(F,)``, label, i)."""
+
+    def __init__(self, features: Tensor, labels: Any) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, int, int]:
+        return self.features[index[0]], int(self.labels[index[0]]), index[0]
 
 
 def _stream(config: Config, transform: Any, finish: Any, options: dict[str, Any], rank: int, world: int) -> Loading:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import sys
 import time
 from contextlib import nullcontext
@@ -32,7 +33,7 @@ from filelock import FileLock, Timeout
 from loading import build_loading, load_benchmark
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -52,8 +53,9 @@ from watch import (
 import idml_zoo
 from idml_zoo.card import build_card
 from idml_zoo.data.benchmark import Benchmark
+from idml_zoo.data.images import ImageDataset
 from idml_zoo.data.split import Split
-from idml_zoo.distributed import gather
+from idml_zoo.distributed import gather, gather_dealt, place
 from idml_zoo.evaluation.embed import embed
 from idml_zoo.evaluation.measure import evaluate_embeddings
 from idml_zoo.evaluation.protocol import evaluate, save_result
@@ -103,6 +105,37 @@ def parameter_groups(config: Config, model: IDMLModel, criterion: nn.Module) -> 
         multiple = config.proxy_lr_multiplier if is_proxy else config.uncertainty_lr_multiplier
         groups.setdefault(multiple, []).append(parameter)
     return [{"params": p, "lr": config.lr * multiple} for multiple, p in groups.items()]
+
+
+def freeze(config: Config, model: IDMLModel) -> None:
+    """What of the backbone does not train, for the whole run."""
+    if config.freeze_backbone:
+        model.freeze_backbone()
+    if config.backbone_trains:
+        trains = {n for n, _ in model.backbone.named_parameters() if re.search(config.backbone_trains, n)}
+        if not trains:
+            names = [n for n, _ in model.backbone.named_parameters()]
+            raise ConfigError(
+                f"backbone_trains={config.backbone_trains!r} fits no parameter, such as {', '.join(names[-3:])}"
+            )
+        for name, parameter in model.backbone.named_parameters():
+            parameter.requires_grad_(name in trains)
+
+
+@torch.no_grad()
+def pooled_features(
+    model: IDMLModel, split: Split, device: torch.device, batch_size: int, workers: int, progress: bool
+) -> Tensor:
+    """``(N, F)`` float32 features of every image, without augmentation, on the CPU; each process has all of them."""
+    images = ImageDataset(split, idml_zoo.create_transforms(model)[1])
+    rank, world = place()
+    mine = torch.utils.data.Subset(images, range(rank, len(images), world))
+    loader: Any = torch.utils.data.DataLoader(mine, batch_size, num_workers=workers)
+    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    rows = []
+    for batch, _, _ in track(loader, description="features", transient=True, disable=not progress, console=console):
+        rows.append(model.forward_features(batch.to(device, memory_format=torch.channels_last)).float())
+    return gather_dealt(torch.cat(rows), len(images)).cpu() if world > 1 else torch.cat(rows).cpu()
 
 
 def set_training_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
@@ -167,7 +200,15 @@ def run(config: Config) -> list[Result]:
     benchmark, train, measured, held_out = load_benchmark(config)
     model = build_model(config, benchmark, variant)
     name = config.row(model.transform.image_size)
-    loading = build_loading(config, train, model.transform, workers, accelerator.process_index, world, main)
+    freeze(config, model)
+    features = None
+    if config.cache_features:
+        if variant.mixup:
+            raise ConfigError(
+                f"cache_features keeps no images to mix; choose a variant without mixup, not {config.variant}"
+            )
+        features = pooled_features(model, train, accelerator.device, config.batch_size, workers, main)
+    loading = build_loading(config, train, model.transform, workers, accelerator.process_index, world, main, features)
     criterion = create_criterion(
         variant.loss,
         loading.num_classes,
@@ -230,6 +271,8 @@ def run(config: Config) -> list[Result]:
     set_seed(config.seed, device_specific=True)  # from here on, each process augments in its own way
     mixing = torch.Generator().manual_seed(config.seed) if variant.mixup else None
     model_, criterion_ = model.to(memory_format=torch.channels_last), criterion
+    if features is not None:
+        model_ = model.head  # what is fed is features
     model.set_grad_checkpointing(config.gradient_checkpointing)
     # a moving average of the weights is what is saved and measured, where one is asked for
     ema = ModelEmaV3(model, config.ema_decay, device=accelerator.device) if config.ema_decay else None
@@ -297,14 +340,15 @@ def run(config: Config) -> list[Result]:
         total = config.epochs * loading.steps
         task = bar.add_task("train", total=total, completed=step, epoch=first, rate=0.0, loss=float("nan"))
         for epoch in range(first, config.epochs):
-            model.backbone_frozen = epoch < config.warmup_epochs
+            model.backbone_frozen = config.freeze_backbone or epoch < config.warmup_epochs
             set_training_mode(model_, config.freeze_batchnorm)
             tick, since = time.perf_counter(), 0
             batches = Waiting(loading.epoch(epoch, begun))
             for batch, (images, labels, _) in enumerate(batches, begun + 1):
                 labels = labels.to(accelerator.device, non_blocking=True)
                 images = loading.finish(images.to(accelerator.device, non_blocking=True))
-                images = images.contiguous(memory_format=torch.channels_last)
+                if features is None:
+                    images = images.contiguous(memory_format=torch.channels_last)
                 optimizer.zero_grad(set_to_none=True)
                 loss = torch.zeros((), device=accelerator.device)
                 pieces = list(zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True))
@@ -367,15 +411,15 @@ def run(config: Config) -> list[Result]:
             if main:
                 about_it = {"benchmark": benchmark.name, "variant": config.variant, "seed": config.seed}
                 about_it |= {"epoch": epoch + 1, "pretrained": about["pretrained"]}
-                for place in ["model", *(["best"] if improved else [])]:
+                for part in ["model", *(["best"] if improved else [])]:
                     try:
-                        final.save_pretrained(folder / place, **about_it)  # type: ignore[arg-type]
+                        final.save_pretrained(folder / part, **about_it)  # type: ignore[arg-type]
                     except (OSError, SafetensorError) as error:
-                        if ended or place == "best":
+                        if ended or part == "best":
                             raise OSError(
-                                f"{folder / place} cannot be written ({error}); free space, and start again"
+                                f"{folder / part} cannot be written ({error}); free space, and start again"
                             ) from error
-                        warn(f"{folder / place} is not written after epoch {epoch + 1} ({error})")
+                        warn(f"{folder / part} is not written after epoch {epoch + 1} ({error})")
             save(config.epochs if ended else epoch + 1, 0)
             if ended:
                 break

@@ -217,6 +217,24 @@ def test_validation_classes_are_not_trained_on(tmp_path):
     assert [len(n) for n in names] == [2, 2, 2] and len(set.union(*names)) == 6
 
 
+def test_a_frozen_backbone_stays_and_its_features_can_be_cached(tmp_path):
+    start = trained(tmp_path, "start", "lr=1e-12", "proxy_lr_multiplier=1", "freeze_batchnorm=true")
+    body = [k for k in start if k.startswith("backbone.") and "num_batches" not in k]
+    for more in (["cache_features=true", "variant=idml_no_mixup"], ["variant=pa_mixup"]):
+        done = trained(tmp_path, more[0].replace("=", "-"), "freeze_backbone=true", *more)
+        assert all(torch.allclose(done[k], start[k], atol=1e-6) for k in body)
+        assert not torch.allclose(done["head.semantic.weight"], start["head.semantic.weight"], atol=1e-5)
+    assert len(read_results(tmp_path / "board" / "results")) == 3
+
+
+def test_a_part_of_the_backbone_trains(tmp_path):
+    start = trained(tmp_path, "start", "lr=1e-12", "proxy_lr_multiplier=1", "freeze_batchnorm=true")
+    more = [r"backbone_trains=^layer4\.|bn1$", "freeze_batchnorm=true", "warmup_epochs=0"]
+    done = trained(tmp_path, "part", *more)
+    moved = {k for k in start if k.startswith("backbone.") and not torch.allclose(done[k], start[k], atol=1e-6)}
+    assert moved and all(k.startswith("backbone.layer4.") for k in moved)
+
+
 def test_a_tracker_is_told(tmp_path):
     pytest.importorskip("tensorboard", reason="needs pip install 'idml-zoo[track]'")
     trained(tmp_path, "watched", "tracker=tensorboard")
@@ -302,6 +320,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_reason_and_keeps_the_last_mode
         (["backbone=resnet5O"], "unknown backbone 'resnet5O'"),
         (["batch_size=64"], "12 images do not fill one batch of 64; lower batch_size"),
         (["source=/nowhere/at/all"], "no folder or Parquet file"),
+        (["freeze_backbone=true", "cache_features=true"], "choose a variant without mixup, not idml"),
+        (["backbone_trains=blocks"], "backbone_trains='blocks' fits no parameter, such as"),
         (["source="], "unknown benchmark 'mine'"),
         (["train_classes=0-2", "test_classes=2-5"], "must be class-disjoint"),
         (["proxy_uncertainty=lernd"], "proxy_uncertainty must be one of"),

@@ -20,7 +20,8 @@ def over_labels(loss: Callable[[Tensor], Tensor], labels: Tensor, partners: Tens
 
 def checked_settings(name: str, function: Callable[..., Tensor], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings themselves; an error with the nearest names where the loss does not take one."""
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty]
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.default is not p.empty and p.name != "weight"]
     for key in settings:
         if key not in known:
             raise unknown_name(f"setting of {name}", key, known)

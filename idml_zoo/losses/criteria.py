@@ -167,7 +167,7 @@ def create_criterion(
         embedding_dim: D.
         similarity: "cosine", "introspective", or "released" (Proxy Anchor only).
         tau, proxy_uncertainty: of the introspective metric.
-        settings: of the loss's function: margins, scales, bins.
+        settings: of the loss's function: margins, scales, bins; and ``samples`` of proxies, see :class:`ProxyLoss`.
 
     Returns:
         ``criterion(embedding, labels) -> scalar``, with ``criterion.statistics(embedding, labels)``.

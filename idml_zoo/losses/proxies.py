@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,13 @@ from idml_zoo.similarity import (
 )
 from idml_zoo.types import Embedding
 
+_ALL = slice(None)
 SIMILARITIES = ("cosine", "introspective", "released")
 
 
-def proxy_anchor(similarity: Tensor, labels: Tensor, scale: float = 32.0, margin: float = 0.1) -> Tensor:
+def proxy_anchor(
+    similarity: Tensor, labels: Tensor, scale: float = 32.0, margin: float = 0.1, weight: Tensor | None = None
+) -> Tensor:
     """Proxy Anchor (Kim et al., CVPR 2020) over a similarity matrix.
 
         L = 1/|P⁺| Σ_{p∈P⁺} log(1 + Σ_{x∈X_p⁺} e^{−α(s−δ)}) + 1/|P| Σ_{p∈P} log(1 + Σ_{x∈X_p⁻} e^{α(s+δ)})
@@ -36,6 +40,7 @@ def proxy_anchor(similarity: Tensor, labels: Tensor, scale: float = 32.0, margin
         labels: ``(B,)`` int64 in [0, C).
         scale: α > 0.
         margin: δ.
+        weight: ``(C,)`` how many proxies each column stands for, where columns are a sample; None for one each.
 
     Returns:
         The loss, a scalar ≥ 0.
@@ -50,10 +55,12 @@ def proxy_anchor(similarity: Tensor, labels: Tensor, scale: float = 32.0, margin
     floor = torch.finfo(similarity.dtype).min / 2
     pull = torch.logsumexp((-scale * (similarity - margin)).masked_fill(~positive, floor), 0)
     push = torch.logsumexp((scale * (similarity + margin)).masked_fill(positive, floor), 0)
-    return F.softplus(pull).sum() / positive.any(0).sum() + F.softplus(push).mean()
+    pushed = F.softplus(push)
+    apart = pushed.mean() if weight is None else (weight * pushed).sum() / weight.sum()
+    return F.softplus(pull).sum() / positive.any(0).sum() + apart
 
 
-def proxy_nca(squared_distance: Tensor, labels: Tensor, scale: float = 32.0) -> Tensor:
+def proxy_nca(squared_distance: Tensor, labels: Tensor, scale: float = 32.0, weight: Tensor | None = None) -> Tensor:
     """ProxyNCA (Movshovitz-Attias et al., ICCV 2017), with the own proxy in the denominator as in ProxyNCA++ and PML.
 
         L = −1/B Σ_x log( e^{−σ d²(x, p_y)} / Σ_p e^{−σ d²(x, p)} )
@@ -62,6 +69,7 @@ def proxy_nca(squared_distance: Tensor, labels: Tensor, scale: float = 32.0) -> 
         squared_distance: ``(B, C)`` d² of B images and C proxies.
         labels: ``(B,)`` int64 in [0, C).
         scale: σ > 0, the softmax scale.
+        weight: ``(C,)`` how many proxies each column stands for, where columns are a sample; None for one each.
 
     Returns:
         The loss, a scalar ≥ 0.
@@ -71,7 +79,8 @@ def proxy_nca(squared_distance: Tensor, labels: Tensor, scale: float = 32.0) -> 
     """
     if squared_distance.ndim != 2 or labels.shape != squared_distance.shape[:1]:
         raise ValueError(f"expected (B, C) and (B,), got {tuple(squared_distance.shape)} and {tuple(labels.shape)}")
-    return F.cross_entropy(-scale * squared_distance, labels)
+    logits = -scale * squared_distance
+    return F.cross_entropy(logits if weight is None else logits + weight.log(), labels)
 
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {"proxy_anchor": proxy_anchor, "proxy_nca": proxy_nca}
@@ -89,6 +98,9 @@ class ProxyLoss(nn.Module):
         tau: temperature of the introspective metric.
         proxy_uncertainty: "zero" (u_p = 0, as in the released code [C]) or "learned"; only "introspective" uses it.
             With u_p = 0 the level β of a pair is the image's own ‖u‖, and the second matrix product is spared.
+        samples: in training, compare with the proxies of the batch's classes and so many others, drawn anew in every
+            step and weighed as the whole; for more classes than a matrix holds. None: with all. Proxy Anchor's mean
+            over draws is that of the whole; Proxy NCA's a little less, for its sum stands under a logarithm.
         settings: of :func:`proxy_anchor` (scale, margin) or :func:`proxy_nca` (scale).
 
     Initialisation of the proxies as in Proxy Anchor's code: kaiming normal, fan out, so ‖p‖ ≈ √(2D/C). The proxies'
@@ -103,6 +115,7 @@ class ProxyLoss(nn.Module):
         loss: str = "proxy_anchor",
         tau: float = TAU,
         proxy_uncertainty: str = "zero",
+        samples: int | None = None,
         **settings: float,
     ) -> None:
         super().__init__()
@@ -116,7 +129,9 @@ class ProxyLoss(nn.Module):
             raise ValueError(f"proxy_uncertainty must be 'learned' or 'zero', got {proxy_uncertainty!r}")
         if num_classes < 2:
             raise ValueError(f"{loss} needs at least 2 classes to tell apart, got {num_classes}")
-        self.loss, self.similarity, self.tau = loss, similarity, tau
+        if samples is not None and not 1 <= samples < num_classes:
+            raise ValueError(f"samples must lie in 1–{num_classes - 1} (fewer than there are classes), got {samples}")
+        self.loss, self.similarity, self.tau, self.samples, self.draws = loss, similarity, tau, samples, 0
         self.settings = checked_settings(loss, _FUNCTIONS[loss], settings)
         self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
@@ -124,23 +139,44 @@ class ProxyLoss(nn.Module):
         if similarity == "introspective" and proxy_uncertainty == "learned":
             self.uncertainty = nn.Parameter(torch.zeros(num_classes, embedding_dim))
 
-    def _proxies(self) -> Embedding | Tensor:
-        """The proxies as images: unit vectors, with their uncertainty where they have one."""
-        semantic = F.normalize(self.proxies)
-        return semantic if self.uncertainty is None else Embedding(semantic, self.uncertainty)
+    def get_extra_state(self) -> dict[str, int]:
+        return {"draws": self.draws}
 
-    def matrix(self, embedding: Embedding) -> Tensor:
-        """``(B, C)`` similarity of the images to the proxies (for ProxyNCA: D²), full precision."""
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.draws = int(state["draws"])
+
+    def _proxies(self, rows: Tensor | slice = _ALL) -> Embedding | Tensor:
+        """The proxies as images: unit vectors, with their uncertainty where they have one."""
+        semantic = F.normalize(self.proxies[rows])
+        return semantic if self.uncertainty is None else Embedding(semantic, self.uncertainty[rows])
+
+    def matrix(self, embedding: Embedding, rows: Tensor | slice = _ALL) -> Tensor:
+        """``(B, C)`` similarity of the images to the proxies (for ProxyNCA: D²), or some of them, full precision."""
         if self.similarity == "released":
-            return released_similarity(embedding.semantic, self.proxies, embedding.uncertainty)
-        plain = self.similarity == "cosine"
+            return released_similarity(embedding.semantic, self.proxies[rows], embedding.uncertainty)
+        plain, proxies = self.similarity == "cosine", self._proxies(rows)
         if self.loss == "proxy_nca":
-            if plain:
-                return 2 - 2 * cosine(embedding, self._proxies())
-            return introspective_distance(embedding, self._proxies(), self.tau).square()
-        if plain:
-            return cosine(embedding, self._proxies())
-        return introspective_similarity(embedding, self._proxies(), self.tau)
+            return (
+                2 - 2 * cosine(embedding, proxies)
+                if plain
+                else introspective_distance(embedding, proxies, self.tau) ** 2
+            )
+        return cosine(embedding, proxies) if plain else introspective_similarity(embedding, proxies, self.tau)
+
+    def _sample(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(K,)`` proxies to compare with, what each stands for, and ``(B,)`` the labels' places among them.
+
+        Drawn by the count of the steps alone: alike on every process, and after an interruption.
+        """
+        assert self.samples is not None
+        present, places = labels.unique(return_inverse=True)
+        generator = torch.Generator().manual_seed(self.draws)
+        self.draws += 1
+        drawn = torch.randint(len(self.proxies), (self.samples,), generator=generator).to(labels.device)
+        others = ~torch.isin(drawn, present)
+        each = (len(self.proxies) - len(present)) / others.sum().clamp(min=1)
+        weight = torch.cat([torch.ones(len(present), device=labels.device), each * others])
+        return torch.cat([present, drawn]), weight, places
 
     def forward(
         self, embedding: Embedding, labels: Tensor, partners: Tensor | None = None, weight: float = 1.0
@@ -149,8 +185,14 @@ class ProxyLoss(nn.Module):
 
         With ``partners``, the other labels of mixed images: weight·L(labels) + (1−weight)·L(partners), over one matrix.
         """
-        matrix = self.matrix(embedding)
-        return over_labels(lambda y: _FUNCTIONS[self.loss](matrix, y, **self.settings), labels, partners, weight)
+        rows: Tensor | slice = _ALL
+        settings: dict[str, Any] = dict(self.settings)
+        if self.samples is not None and self.training:
+            both = labels if partners is None else torch.cat([labels, partners])
+            rows, settings["weight"], both = self._sample(both)
+            labels, partners = both[: len(labels)], None if partners is None else both[len(labels) :]
+        matrix = self.matrix(embedding, rows)
+        return over_labels(lambda y: _FUNCTIONS[self.loss](matrix, y, **settings), labels, partners, weight)
 
     @torch.no_grad()
     def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:
@@ -159,16 +201,19 @@ class ProxyLoss(nn.Module):
         ``level`` mean ‖u‖ of the images; ``factor_positive`` and ``factor_negative`` the mean factor on
         (image, own proxy) and (image, other proxy), 1 = uncertainty does nothing; ``proxy_norm`` mean ρ = ‖p‖.
         """
+        rows: Tensor | slice = _ALL
+        if self.samples is not None:  # the batch's classes stand for all
+            rows, labels = labels.unique(return_inverse=True)
         if self.similarity == "released":
-            factor = released_factor(embedding.semantic, self.proxies, embedding.uncertainty)
+            factor = released_factor(embedding.semantic, self.proxies[rows], embedding.uncertainty)
         elif self.similarity == "introspective":
-            factor = introspective_factor(embedding, self._proxies(), self.tau)
+            factor = introspective_factor(embedding, self._proxies(rows), self.tau)
         else:
-            factor = torch.ones(len(embedding), len(self.proxies), device=embedding.device)
+            factor = torch.ones(len(embedding), len(self.proxies[rows]), device=embedding.device)
         own = factor.gather(1, labels[:, None]).mean()
         return {
             "level": embedding.level.float().mean(),
             "factor_positive": own,
-            "factor_negative": (factor.sum() / len(embedding) - own) / (len(self.proxies) - 1),
-            "proxy_norm": torch.linalg.vector_norm(self.proxies, dim=1).mean(),
+            "factor_negative": (factor.sum() / len(embedding) - own) / (factor.shape[1] - 1),
+            "proxy_norm": torch.linalg.vector_norm(self.proxies[rows], dim=1).mean(),
         }
