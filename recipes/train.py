@@ -506,6 +506,18 @@ def main(arguments: list[str] | None = None) -> int:
             text = text.strip().splitlines()[-1].partition(": ")[2]
         console.print(f"[bold red]{type(error).__name__}:[/] {escape(text)}", highlight=False, soft_wrap=True)
         return 1
+    except RuntimeError as error:
+        text = str(error).splitlines()[0]
+        if not any(sign in text for sign in ("killed by signal", "exited unexpectedly", "shared memory")):
+            raise
+        console.print(
+            f"[bold red]TrainingError:[/] a loader process was lost ({escape(text)}): out of memory, or /dev/shm is "
+            "too small (docker: --shm-size=8g); lower workers=, or workers=0. The same command goes on from the last "
+            "checkpoint",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 1
     except resume.Stopped as stopped:
         warn(str(stopped))
         return resume.STOPPED

@@ -163,6 +163,26 @@ def test_a_finished_run_begins_anew(tmp_path, photos, whole):
     same_as(whole, tmp_path)
 
 
+def test_a_killed_loader_process_is_told_and_the_run_goes_on(tmp_path, photos, whole, monkeypatch, capsys):
+    from idml_zoo.data.images import DrawnImages
+
+    real, parent = DrawnImages.__getitem__, os.getpid()
+
+    def deadly(self, index):
+        if index[1] >= 40 and os.getpid() != parent:  # in the second epoch
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DrawnImages, "__getitem__", deadly)
+        assert train.main(arguments(tmp_path, photos, "workers=1")) == 1
+    err = capsys.readouterr().err
+    assert "a loader process was lost" in err
+    assert "workers=0" in err
+    assert train.main(arguments(tmp_path, photos)) == 0
+    same_as(whole, tmp_path)
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path, photos, capsys):
     from filelock import FileLock
 
