@@ -14,26 +14,14 @@ def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
     """Adds them to the command line."""
     one = commands.add_parser("card", help="make a model's card from its result files, or check that they agree")
     one.add_argument("action", choices=("build", "check"))
-    one.add_argument("folder", type=Path, help="run folder, or the model's own")
+    _add_folder(one)
     one.add_argument("--repo", metavar="USER/NAME", help="where it will be published (for build)")
-    one.add_argument(
-        "--leaderboard",
-        type=Path,
-        default=Path("runs/leaderboard"),
-        help="whose results of these weights go into the card (default: runs/leaderboard)",
-    )
     one.set_defaults(run=_card)
 
     one = commands.add_parser("push", help="publish a trained model on the Hugging Face Hub")
-    one.add_argument("folder", type=Path, help="run folder, or the model's own")
+    _add_folder(one)
     one.add_argument("--repo", required=True, metavar="USER/NAME")
     one.add_argument("--dry-run", action="store_true", help="check everything and show what would be uploaded")
-    one.add_argument(
-        "--leaderboard",
-        type=Path,
-        default=Path("runs/leaderboard"),
-        help="whose results of these weights go with it (default: runs/leaderboard)",
-    )
     one.add_argument("--private", action="store_true", default=None, help="for a repository that is made now")
     one.add_argument("--revision", metavar="BRANCH", help="default: the main branch")
     one.add_argument("--token", help="with write access (default: the one that is logged in, or HF_TOKEN)")
@@ -45,6 +33,16 @@ def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
     add_model(one)
     one.add_argument("out", type=Path, help="FILE.onnx or FILE.pt2")
     one.set_defaults(run=_export)
+
+
+def _add_folder(one: argparse.ArgumentParser) -> None:
+    one.add_argument("folder", type=Path, help="run folder, or the model's own")
+    one.add_argument(
+        "--leaderboard",
+        type=Path,
+        default=Path("runs/leaderboard"),
+        help="whose results of these weights go with it (default: runs/leaderboard)",
+    )
 
 
 def _model_folder(folder: Path) -> Path:

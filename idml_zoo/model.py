@@ -105,9 +105,7 @@ class IDMLModel(nn.Module):
         head_class = heads[head_name]  # before the backbone, so that a typo costs nothing
         self.backbone: Any  # timm's networks share methods, not a type
         self.backbone, self.pooling = create_backbone(backbone_name, pooling, **backbone_options)
-        features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
-        width = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
-        self.head = head_class(features, **width, **(head_options or {}))
+        self.head = self._make_head(head_class, embedding_dim, head_options or {})
         self.transform = transform or TransformConfig.from_timm(self.backbone.pretrained_cfg)
         self.backbone_frozen = self._backbone_fixed = False
         self.origin: Origin | None = None
@@ -121,6 +119,12 @@ class IDMLModel(nn.Module):
             "head_options": dict(head_options or {}),
             "backbone_options": saved_options,
         }
+
+    def _make_head(self, head_class: Any, embedding_dim: int | None, options: dict[str, Any]) -> nn.Module:
+        features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+        width = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
+        made: nn.Module = head_class(features, **width, **options)
+        return made
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` images to ``(B, F)`` pooled features."""
@@ -180,10 +184,9 @@ class IDMLModel(nn.Module):
         if embedding_dim is None and head != "features":
             embedding_dim = self.config["embedding_dim"]
         options = {**(self.config["head_options"] if same else {}), **options}
-        features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
         first = next(self.backbone.parameters())
-        width = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
-        self.head = head_class(features, **width, **options).to(first.device, first.dtype).train(self.training)
+        fresh = self._make_head(head_class, embedding_dim, options)
+        self.head = fresh.to(first.device, first.dtype).train(self.training)
         self.config |= {"head": head, "embedding_dim": embedding_dim, "head_options": options}
         self.origin = None
         return self

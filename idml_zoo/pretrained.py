@@ -14,9 +14,7 @@ from torch import Tensor
 from idml_zoo import probe
 from idml_zoo.data.transforms import build_transforms
 from idml_zoo.model import IDMLModel
-from idml_zoo.weights import Spec, WeightsError, read_config, read_tensors, sha256_of, write_model
-
-_HEADER = 1 << 23  # bytes that the description of the tensors may take
+from idml_zoo.weights import MOST_HEADER, Spec, WeightsError, read_config, read_tensors, sha256_of, write_model
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def most_bytes(config: Path) -> int:
 
 
 def _most_bytes(expected: dict[str, Tensor]) -> int:
-    return sum(v.numel() * max(v.element_size(), 4) for v in expected.values()) + _HEADER
+    return sum(v.numel() * max(v.element_size(), 4) for v in expected.values()) + MOST_HEADER
 
 
 def _expected(spec: Spec, config: Path) -> dict[str, Tensor]:

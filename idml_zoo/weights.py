@@ -47,7 +47,8 @@ BACKBONE_OPTIONS = {
     "class_token",
     "reg_tokens",
 }
-_MOST_CONFIG, _MOST_HEADER, _MOST_NUMBER = 1 << 20, 1 << 23, 1 << 16
+MOST_CONFIG, MOST_HEADER = 1 << 20, 1 << 23  # bytes of config.json, and of what describes the tensors
+_MOST_NUMBER = 1 << 16
 _HALF_OR_FLOAT = {"F16", "BF16", "F32"}
 
 
@@ -153,8 +154,8 @@ def read_config(path: Path) -> Spec:
     """The checked content of a ``config.json``; WeightsError with the reason where it will not do."""
     try:
         size = path.stat().st_size
-        if size > _MOST_CONFIG:
-            raise WeightsError(f"{path} has {size:,} bytes; a configuration has at most {_MOST_CONFIG:,}")
+        if size > MOST_CONFIG:
+            raise WeightsError(f"{path} has {size:,} bytes; a configuration has at most {MOST_CONFIG:,}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise WeightsError(f"no {path}") from error
@@ -290,7 +291,7 @@ def _check_header_length(path: Path) -> None:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error})") from error
     length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
-    if len(start) < 9 or length > min(size - 8, _MOST_HEADER) or start[8:] != b"{":
+    if len(start) < 9 or length > min(size - 8, MOST_HEADER) or start[8:] != b"{":
         pickled = start[:2] == b"PK" or start[:1] == b"\x80"
         why = "it looks like a pickle of torch.save, which is never loaded" if pickled else f"{size:,} bytes"
         raise WeightsError(

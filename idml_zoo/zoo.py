@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 EMBEDDED = Path(__file__).with_name("embedded")  # weights that come with the package, a folder for each model
-_CONFIG_BYTES = 1 << 20  # at most
 
 
 @dataclass(frozen=True)
@@ -255,9 +254,9 @@ def _load_hub(
 ) -> IDMLModel:
     from idml_zoo.hub import fetch
     from idml_zoo.pretrained import load, most_bytes
-    from idml_zoo.weights import CONFIG, WEIGHTS
+    from idml_zoo.weights import CONFIG, MOST_CONFIG, WEIGHTS
 
-    config = fetch(repo, CONFIG, revision, token, cache_dir, _CONFIG_BYTES)
+    config = fetch(repo, CONFIG, revision, token, cache_dir, MOST_CONFIG)
     if not pretrained:
         return load(config.path, None)
     most = most_bytes(config.path)

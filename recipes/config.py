@@ -155,6 +155,8 @@ class Config:
             raise ConfigError(
                 f"validate_every and patience must be 0 or more, got {self.validate_every}, {self.patience}"
             )
+        if self.validate_every > self.epochs:
+            raise ConfigError(f"validate_every={self.validate_every} never comes in {self.epochs} epochs")
         if (self.patience or self.select == "best") and not self.validate_every:
             raise ConfigError("patience and select=best need validate_every=1 (or more epochs) to look at")
         if self.cache_features and not self.freeze_backbone:

@@ -22,6 +22,11 @@ def keep_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_cores(threads: int | None) -> None:
     """Sets the threads of this process: ``threads``, else the cores divided among the processes of this machine.
 
@@ -29,5 +34,4 @@ def share_cores(threads: int | None) -> None:
     """
     if threads is None and int(os.environ.get("OMP_NUM_THREADS") or 1) > 1:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(threads or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import random
 import signal
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from config import Config, ConfigError
+
+from idml_zoo.weights import sha256_of
 
 FORMAT = 1
 KEPT = 2  # the newest, and one in case that turns out to be damaged
@@ -88,15 +89,13 @@ def _found(folder: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return sha256_of(path)[:16]
 
 
 def _sync(folder: Path) -> None:
     """The name, too, must be on the disk."""
+    if os.name == "nt":  # Windows opens no folders
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -26,7 +26,8 @@ from typing import Any
 
 import yaml
 from config import QUICKSTART, Config, ConfigError, load_config
-from resume import HARMLESS
+from cpu import cores
+from resume import HARMLESS, STOPPED, Asked
 from rich.console import Console
 
 from idml_zoo.leaderboard import build_leaderboard, summary
@@ -62,15 +63,17 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in HARMLESS and k != "name"}
 
 
-def done(config: Config, results: list[Result]) -> Result | None:
-    """The result of a run with this recipe; None where there is none yet."""
+def recipes_of(results: list[Result]) -> list[tuple[dict[str, Any], Result]]:
+    """Each result that was trained, after what its run is."""
+    recipes = [(yaml.safe_load(r.provenance.recipe), r) for r in results if r.provenance.recipe]
+    # a key that is newer than the recipe had its default's meaning then
+    return [(essence(dataclasses.asdict(Config()) | recipe), r) for recipe, r in recipes if isinstance(recipe, dict)]
+
+
+def done(config: Config, known: list[tuple[dict[str, Any], Result]]) -> Result | None:
+    """The result of a run with this recipe, of those that :func:`recipes_of` gave; None where there is none yet."""
     mine = essence(dataclasses.asdict(config))
-    for result in results:
-        recipe = result.provenance.recipe and yaml.safe_load(result.provenance.recipe)
-        # a key that is newer than the recipe had its default's meaning then
-        if isinstance(recipe, dict) and essence(dataclasses.asdict(Config()) | recipe) == mine:
-            return result
-    return None
+    return next((result for recipe, result in known if recipe == mine), None)
 
 
 def devices(jobs: int) -> list[dict[str, str]]:
@@ -81,9 +84,8 @@ def devices(jobs: int) -> list[dict[str, str]]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = visible if visible != [""] else [str(i) for i in range(torch.cuda.device_count())]
         return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # busy waiting of one run's threads would take the other's cores
-    share = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "OMP_WAIT_POLICY": "PASSIVE"}
+    share = {"OMP_NUM_THREADS": str(max(1, cores() // jobs)), "OMP_WAIT_POLICY": "PASSIVE"}
     return [{**share, "ACCELERATE_USE_CPU": "true"} for _ in range(jobs)]
 
 
@@ -101,11 +103,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = [(words, load_config(args.config, words)) for words in grid(args.words)]
         boards = {Path(config.leaderboard) for _, config in runs}
-        results = {board: read_results(board / "results") for board in boards}
+        results = {board: recipes_of(read_results(board / "results")) for board in boards}
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    waiting, failed = [], []
+    waiting = []
     for words, config in runs:
         found = done(config, results[Path(config.leaderboard)])
         out.print(f"{'done' if found else 'to do':<6}{' '.join(words)}" + (f"  ({found.path('')})" if found else ""))
@@ -114,15 +116,29 @@ def main(arguments: list[str] | None = None) -> int:
     if args.dry_run or not waiting:
         return 0
     args.logs.mkdir(parents=True, exist_ok=True)
-    free = devices(args.jobs)
+    with Asked() as asked:  # the runs are asked to stop too, and save where they are
+        failed = work(waiting, args, out, asked)
+    if asked:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return STOPPED
+    if failed:
+        print(f"{failed} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+    return int(failed > 0)
+
+
+def work(waiting: list[tuple[list[str], Config]], args: argparse.Namespace, out: Console, asked: Asked) -> int:
+    """Does the runs, as many at once as there are places; how many failed."""
+    free, failed = devices(args.jobs), 0
     running: list[Any] = []
     try:
-        while waiting or running:
+        while (waiting or running) and not asked:
             while waiting and free:
                 words, config = waiting.pop(0)
                 place = free.pop()
                 log = args.logs / (re.sub(r"[^A-Za-z0-9.+=-]+", "_", " ".join(words))[:150] + ".log")
                 command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", args.config, *words]
+                if config.threads is None and "OMP_NUM_THREADS" in place:  # where 1 would be taken for no wish
+                    command.append(f"threads={place['OMP_NUM_THREADS']}")
                 with log.open("ab") as file:
                     process = subprocess.Popen(command, env={**os.environ, **place}, stdout=file, stderr=file)
                 out.print(f"start {' '.join(words)}  ({log})")
@@ -133,18 +149,16 @@ def main(arguments: list[str] | None = None) -> int:
                 running.remove(run)
                 free.append(place)
                 if process.returncode:
-                    failed.append(words)
+                    failed += 1
                     out.print(f"FAILED {' '.join(words)}: exit status {process.returncode}, see {log}")
                     continue
                 show(out, config)
     finally:
-        for process, *_ in running:  # asked to stop, they save where they are
+        for process, *_ in running:
             process.terminate()
         for process, *_ in running:
             process.wait()
-    if failed:
-        print(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
-    return int(bool(failed))
+    return failed
 
 
 def show(out: Console, config: Config) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import re
 import sys
 import time
 from contextlib import nullcontext
@@ -27,13 +26,13 @@ import resume
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from building import build_model, freeze, parameter_groups, pooled_features, set_training_mode
 from config import QUICKSTART, Config, ConfigError, load_config
 from cpu import keep_memory, share_cores
 from filelock import FileLock, Timeout
 from loading import build_loading, load_benchmark
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -47,15 +46,13 @@ from watch import (
     make_folder,
     memory,
     profiled,
+    progress_bar,
     warn,
 )
 
-import idml_zoo
 from idml_zoo.card import build_card
-from idml_zoo.data.benchmark import Benchmark
-from idml_zoo.data.images import ImageDataset
 from idml_zoo.data.split import Split
-from idml_zoo.distributed import gather, gather_dealt, place
+from idml_zoo.distributed import gather
 from idml_zoo.evaluation.embed import embed
 from idml_zoo.evaluation.measure import evaluate_embeddings
 from idml_zoo.evaluation.protocol import evaluate, save_result
@@ -66,85 +63,9 @@ from idml_zoo.model import IDMLModel
 from idml_zoo.pretrained import load
 from idml_zoo.results import Result, write_text
 from idml_zoo.types import Embedding
-from idml_zoo.variants import Variant, variants
+from idml_zoo.variants import variants
 from idml_zoo.weights import WEIGHTS, local_files, sha256_of
 from idml_zoo.zoo import LOCAL, weights_source
-
-
-def build_model(config: Config, benchmark: Benchmark, variant: Variant) -> IDMLModel:
-    """The network with its preprocessing: the backbone's, then the benchmark's, then the configuration's wishes."""
-    options = {"uncertainty_input": config.uncertainty_input, "initial_level": config.initial_level}
-    model = idml_zoo.create_model(
-        variant.head,
-        backbone=config.backbone,
-        embedding_dim=config.embedding_dim,
-        backbone_pretrained=config.backbone_weights,
-        pooling=config.pooling or None,
-        head_options=options if variant.head == "idml" else None,
-        **config.backbone_options,
-    )
-    model.transform = model.transform.replace(**benchmark.transform)
-    model.transform = model.transform.replace(
-        image_size=config.image_size,
-        crop_fraction=config.crop_fraction,
-        scale=config.random_crop_scale,
-        flip=config.flip,
-    )
-    return model
-
-
-def parameter_groups(config: Config, model: IDMLModel, criterion: nn.Module) -> list[dict[str, Any]]:
-    """Backbone and semantic head at lr; uncertainty at its multiple; proxies at theirs (100 in the authors' code)."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        is_uncertainty = name.startswith("head.uncertainty")
-        groups.setdefault(config.uncertainty_lr_multiplier if is_uncertainty else 1.0, []).append(parameter)
-    for name, parameter in criterion.named_parameters():
-        # the proxies' uncertainty never at the proxies' pace: β would explode within a few steps
-        is_proxy = name.endswith("proxies")
-        multiple = config.proxy_lr_multiplier if is_proxy else config.uncertainty_lr_multiplier
-        groups.setdefault(multiple, []).append(parameter)
-    return [{"params": p, "lr": config.lr * multiple} for multiple, p in groups.items()]
-
-
-def freeze(config: Config, model: IDMLModel) -> None:
-    """What of the backbone does not train, for the whole run."""
-    if config.freeze_backbone:
-        model.freeze_backbone()
-    if config.backbone_trains:
-        trains = {n for n, _ in model.backbone.named_parameters() if re.search(config.backbone_trains, n)}
-        if not trains:
-            names = [n for n, _ in model.backbone.named_parameters()]
-            raise ConfigError(
-                f"backbone_trains={config.backbone_trains!r} fits no parameter, such as {', '.join(names[-3:])}"
-            )
-        for name, parameter in model.backbone.named_parameters():
-            parameter.requires_grad_(name in trains)
-
-
-@torch.no_grad()
-def pooled_features(
-    model: IDMLModel, split: Split, device: torch.device, batch_size: int, workers: int, progress: bool
-) -> Tensor:
-    """``(N, F)`` float32 features of every image, without augmentation, on the CPU; each process has all of them."""
-    images = ImageDataset(split, idml_zoo.create_transforms(model)[1])
-    rank, world = place()
-    mine = torch.utils.data.Subset(images, range(rank, len(images), world))
-    loader: Any = torch.utils.data.DataLoader(mine, batch_size, num_workers=workers)
-    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    rows = []
-    for batch, _, _ in track(loader, description="features", transient=True, disable=not progress, console=console):
-        rows.append(model.forward_features(batch.to(device, memory_format=torch.channels_last)).float())
-    return gather_dealt(torch.cat(rows), len(images)).cpu() if world > 1 else torch.cat(rows).cpu()
-
-
-def set_training_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
-    """Training mode, with batch-norm statistics frozen where asked."""
-    model.train()
-    if freeze_batchnorm:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
 
 
 def step_loss(
@@ -187,9 +108,10 @@ def run(config: Config) -> list[Result]:
         kwargs_handlers=[unused],
     )
     world, main = accelerator.num_processes, accelerator.is_main_process
-    if config.batch_size % world:
+    if config.batch_size % (world * config.accumulate):
+        also = f" × {config.accumulate} pieces (accumulate)" if config.accumulate > 1 else ""
         raise ConfigError(
-            f"batch_size {config.batch_size} (over all processes) must be a multiple of the {world} processes"
+            f"batch_size {config.batch_size} (over all processes) must be a multiple of the {world} processes{also}"
         )
     if accelerator.device.type == "cpu":
         keep_memory()
@@ -207,7 +129,7 @@ def run(config: Config) -> list[Result]:
             raise ConfigError(
                 f"cache_features keeps no images to mix; choose a variant without mixup, not {config.variant}"
             )
-        features = pooled_features(model, train, accelerator.device, config.batch_size, workers, main)
+        features = pooled_features(model, train, accelerator.device, workers, main)
     loading = build_loading(config, train, model.transform, workers, accelerator.process_index, world, main, features)
     criterion = create_criterion(
         variant.loss,
@@ -268,28 +190,22 @@ def run(config: Config) -> list[Result]:
         accelerator.init_trackers(f"{benchmark.name}-{name}-seed{config.seed}", plain)
 
     # training
-    set_seed(config.seed, device_specific=True)  # from here on, each process augments in its own way
+    set_seed(config.seed, device_specific=True)  # dropout, and flips on the device, differ between processes
     mixing = torch.Generator().manual_seed(config.seed) if variant.mixup else None
-    model_, criterion_ = model.to(memory_format=torch.channels_last), criterion
-    if features is not None:
-        model_ = model.head  # what is fed is features
-    model.set_grad_checkpointing(config.gradient_checkpointing)
+    model.to(memory_format=torch.channels_last)
+    model_: Any = model if features is None else model.head  # what is fed: images, or features
+    if config.gradient_checkpointing:  # not every backbone knows it
+        model.set_grad_checkpointing()
     # a moving average of the weights is what is saved and measured, where one is asked for
     ema = ModelEmaV3(model, config.ema_decay, device=accelerator.device) if config.ema_decay else None
     final = model if ema is None else ema.module
-    model_, criterion_, optimizer = accelerator.prepare(model_, criterion_, optimizer)
-    bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.3f}"),
-        console=console,
-        disable=not main,
-    )
+    model_, criterion_, optimizer = accelerator.prepare(model_, criterion, optimizer)
+    bar = progress_bar(main)
     statistics: dict[str, float] = {}
     step = first = begun = 0  # step of the run; epoch to go on with; batches of it that are done
     earlier, started = 0.0, time.perf_counter()
+    best: dict[str, float] = {"recall@1": -1.0, "epoch": 0}  # by the validation classes
+    stale = 0  # validations since
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "scheduler": scheduler}
     parts |= {"scaler": accelerator.scaler, "mixing": mixing, "ema": None if ema is None else ema.module}
     if saved:
@@ -298,9 +214,6 @@ def run(config: Config) -> list[Result]:
             resume.set_rng_state(saved["rng"][accelerator.process_index])
         step, first, begun = saved["step"], saved["epoch"], saved["batch"]
         statistics, earlier = saved["statistics"], saved["seconds"]
-    best: dict[str, float] = {"recall@1": -1.0, "epoch": 0}  # by the validation classes
-    stale = 0  # validations since
-    if saved:
         best, stale = saved["best"], saved["stale"]
         del saved
     bad = torch.zeros((), device=accelerator.device)  # steps whose loss was not finite; looked at where the log waits
@@ -398,6 +311,7 @@ def run(config: Config) -> list[Result]:
                     if stop:
                         raise resume.Stopped(f"stopped after step {step}; the same command goes on from there")
             scheduler.step()
+            check()  # before anything of it is saved
             begun = 0
             improved = False
             if held_out is not None and config.validate_every and (epoch + 1) % config.validate_every == 0:
@@ -500,9 +414,7 @@ def main(arguments: list[str] | None = None) -> int:
         build_leaderboard(config.leaderboard)
     except (ValueError, OSError, TrainingError) as error:  # the project's own errors are ValueErrors
         text = str(error)
-        if (
-            "DataLoader worker" in text
-        ):  # torch wraps what a worker raises into its whole traceback: the last line says it
+        if "DataLoader worker" in text:  # torch wraps the worker's whole traceback: its last line says it
             text = text.strip().splitlines()[-1].partition(": ")[2]
         console.print(f"[bold red]{type(error).__name__}:[/] {escape(text)}", highlight=False, soft_wrap=True)
         return 1
@@ -524,7 +436,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(config.output) / finished[-1].benchmark / finished[-1].row / f"seed{config.seed}"
     out = Console(soft_wrap=True, markup=False, highlight=False)
     out.print(summary(finished))
-    weights = folder / "model"
+    weights = folder / ("best" if config.select == "best" else "model")  # what was measured
     out.print(f"model    {weights}   idml_zoo.create_model('local-dir:{weights}', pretrained=True)")
     out.print(f"log      {folder / 'log.csv'}")
     out.print(f"result   {finished[-1].path(Path(config.leaderboard) / 'results')}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from idml_zoo.results import write_text
 from idml_zoo.types import Embedding
@@ -27,6 +27,19 @@ class TrainingError(RuntimeError):
 
 def warn(text: str) -> None:
     console.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
+
+
+def progress_bar(shown: bool) -> Progress:
+    """Steps, time left, rate and loss."""
+    return Progress(
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.3f}"),
+        console=console,
+        disable=not shown,
+    )
 
 
 def make_folder(folder: Path) -> Path:
@@ -85,6 +98,9 @@ class Waiting:
         start = time.perf_counter()
         try:
             return next(self.batches)
+        except (ConnectionError, EOFError):  # of a lost loader process; torch hears of it by a signal, a little later,
+            time.sleep(5)  # and says which one in an error that ends this
+            raise
         finally:
             self.seconds += time.perf_counter() - start
 
@@ -95,9 +111,13 @@ class Waiting:
 
 
 def memory(device: torch.device) -> float:
-    """The most that this process has held so far, in GiB: on a GPU there, else in main memory."""
+    """The most that this process has held so far, in GiB: on a GPU there, else in main memory (Windows: NaN)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -50,13 +50,10 @@ class Hub:
         return [self.entry(prefix + n) for n in sorted(names)]
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    hub: Hub
+class Replying(http.server.BaseHTTPRequestHandler):
+    """What the servers on loopback share."""
 
-    def log_message(self, *_: object) -> None:
-        self.hub.requests.append(f"{self.command} {self.path}")
-
-    def _reply(self, code: int, body: bytes, **headers: str) -> None:
+    def _reply(self, code: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(code)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
@@ -64,8 +61,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _json(self, value: object) -> None:
-        self._reply(200, json.dumps(value).encode(), Content_Type="application/json")
+    def _json(self, value: object, code: int = 200) -> None:
+        self._reply(code, json.dumps(value).encode(), Content_Type="application/json")
+
+
+class _Handler(Replying):
+    hub: Hub
+
+    def log_message(self, *_: object) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
 
     def do_GET(self) -> None:
         path = urllib.parse.unquote(self.path.split("?")[0])

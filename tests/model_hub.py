@@ -12,6 +12,8 @@ import threading
 import urllib.parse
 from dataclasses import dataclass, field
 
+from hub_server import Replying
+
 WRITE, READ = "hf_write", "hf_read"
 
 
@@ -74,23 +76,12 @@ class ModelHub:
         self.server.server_close()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Replying):
     hub: ModelHub
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
         pass
-
-    def _reply(self, code: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _json(self, value: object, code: int = 200) -> None:
-        self._reply(code, json.dumps(value).encode(), Content_Type="application/json")
 
     def _error(self, code: int, name: str, message: str = "") -> None:
         body = json.dumps({"error": message or name}).encode()

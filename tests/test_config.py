@@ -75,6 +75,7 @@ def test_a_row_is_named_after_its_variant():
         ("profile_steps=-1", "profile_steps must be 0 or more"),
         ("checkpoint_every=-1", "checkpoint_every must be 0 or a number of steps"),
         ("cache_features=true", "cache_features needs freeze_backbone=true"),
+        ("validate_every=21", "validate_every=21 never comes in 20 epochs"),
         ("select=best", "patience and select=best need validate_every=1"),
         ("patience=3", "patience and select=best need validate_every=1"),
         ("tracker=comet", "tracker must be one of"),

@@ -71,6 +71,16 @@ def test_an_old_recipe_without_newer_keys_is_recognised(tmp_path):
     config = load_config(sweep.QUICKSTART)
     recipe = {k: v for k, v in vars(config).items() if k not in ("ema_decay", "resume")}
     result = SimpleNamespace(provenance=SimpleNamespace(recipe=yaml.safe_dump(recipe)))
-    assert sweep.done(config, [result]) is result
-    assert sweep.done(load_config(sweep.QUICKSTART, ["workers=3", "name=other"]), [result]) is result
-    assert sweep.done(load_config(sweep.QUICKSTART, ["lr=9e-4"]), [result]) is None
+    known = sweep.recipes_of([result])
+    assert sweep.done(config, known) is result
+    assert sweep.done(load_config(sweep.QUICKSTART, ["workers=3", "name=other"]), known) is result
+    assert sweep.done(load_config(sweep.QUICKSTART, ["lr=9e-4"]), known) is None
+
+
+def test_runs_share_the_cores(tmp_path, monkeypatch):
+    """A share of one core is said as threads=1: the recipe takes OMP_NUM_THREADS=1 for accelerate's default."""
+    monkeypatch.setattr(sweep, "cores", lambda: 2)
+    _, config, *overrides = tiny(tmp_path)
+    logs = ["--logs", str(tmp_path / "logs"), "--jobs", "2"]
+    assert sweep.main(["--config", config, *logs, *overrides, "variant=pa", "seed=0,1", "epochs=1"]) == 0
+    assert [r.provenance.threads for r in read_results(tmp_path / "board" / "results")] == [1, 1]

@@ -334,7 +334,7 @@ HOSTILE_CONFIGS = {
 def test_hostile_configurations_are_refused(saved, what):
     changes, message = HOSTILE_CONFIGS[what]
     edit(saved, **changes)
-    assert message in refused(saved, seconds=4)
+    assert message in refused(saved)
 
 
 @pytest.mark.parametrize(
