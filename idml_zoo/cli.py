@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,9 @@ def _eval(args: argparse.Namespace) -> int:
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
     results: list[Result] = []
     split = benchmark.splits(args.root).test
+    started = time.perf_counter()
     embedding = embed(model, split, model.transform, args.batch_size, device=args.device)
+    took = time.perf_counter() - started
     for similarity in args.similarity:
         result = evaluate(
             model,
@@ -84,6 +87,7 @@ def _eval(args: argparse.Namespace) -> int:
             device=args.device,
             split=split,
             embedding=embedding,
+            embed_seconds=took,
             corruptions=args.corruptions,
             **about,
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from idml_zoo.data.corruptions import CORRUPTIONS
 from idml_zoo.registry import nearest
 from idml_zoo.variants import variants
 
@@ -101,6 +102,8 @@ class Config:
     patience: int = 0  # validations without a better R@1 after which training ends; 0: never
     select: str = "last"  # last | best: the epoch to measure, best by R@1 of the validation classes
     tracker: str = ""  # tensorboard | wandb, beside log.csv (pip install 'idml-zoo[track]')
+    similarity: str = "cosine"  # of the search: cosine | both: introspective too, as row {name}-introspective
+    corruptions: str = ""  # also of corrupted queries, at severities 1 to 5: "blur noise"; see `idml-zoo eval --help`
     evaluate_untrained: bool = False  # also measure the network before training, as a row of its own
     log_every: int = 10  # steps
     resume: str = "auto"  # auto: go on where a checkpoint of this run is | no: begin anew
@@ -117,6 +120,7 @@ class Config:
             "proxy_uncertainty": ("learned", "zero"),
             "resume": ("auto", "no"),
             "select": ("last", "best"),
+            "similarity": ("cosine", "both"),
             "tracker": ("", "tensorboard", "wandb"),
             "uncertainty_input": ("normalized", "features"),
         }
@@ -145,6 +149,9 @@ class Config:
             raise ConfigError(
                 f"name must be a text that may hold {{variant}}, {{backbone}} and {{image_size}}, got {self.name!r}"
             )
+        for kind in self.corruptions.split():
+            if kind not in CORRUPTIONS:
+                raise ConfigError(f"corruptions takes {', '.join(CORRUPTIONS)}, separated by spaces; got {kind!r}")
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ConfigError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
         if not 0 <= self.ema_decay < 1:

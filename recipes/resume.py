@@ -24,7 +24,7 @@ STOPPED = 143  # exit status of a run that was asked to stop: 128 + SIGTERM
 # What may change between two halves of a run: where things lie and how they are done, not what is trained.
 HARMLESS = {
     *("data_root", "cache", "workers", "threads", "log_every", "output", "leaderboard", "resume", "checkpoint_every"),
-    *("evaluate_untrained", "profile_steps", "tracker"),
+    *("evaluate_untrained", "profile_steps", "tracker", "similarity", "corruptions"),
 }
 
 

@@ -20,7 +20,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,53 +113,69 @@ def main(arguments: list[str] | None = None) -> int:
         found = done(config, results[Path(config.leaderboard)])
         out.print(f"{'done' if found else 'to do':<6}{' '.join(words)}" + (f"  ({found.path('')})" if found else ""))
         if not found:
-            waiting.append((words, config))
+            waiting.append(Run(args.config, words, config))
     if args.dry_run or not waiting:
         return 0
-    args.logs.mkdir(parents=True, exist_ok=True)
+    return work(lambda: waiting.pop(0) if waiting else None, args.jobs, args.logs, out)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the recipe: the file, what is said over it, and what that comes to."""
+
+    file: str
+    words: list[str]
+    config: Config
+
+
+def work(ready: Callable[[], Run | None], jobs: int, logs: Path, out: Console) -> int:
+    """Does runs, as many at once as there are places, until ``ready`` gives none and none is running.
+
+    ``ready`` is asked again after each run that ends. Returns an exit status: 0, 1 where one failed, 143 where it was
+    asked to stop.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    free, begun, failed = devices(jobs), 0, 0
+    running: list[Any] = []
     with Asked() as asked:  # the runs are asked to stop too, and save where they are
-        failed = work(waiting, args, out, asked)
+        try:
+            while not asked:
+                while free and (run := ready()):
+                    place = free.pop()
+                    log = logs / (re.sub(r"[^A-Za-z0-9.+=-]+", "_", " ".join(run.words))[:150] + ".log")
+                    command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", run.file]
+                    command += run.words
+                    if run.config.threads is None and "OMP_NUM_THREADS" in place:  # where 1 would be taken for no wish
+                        command.append(f"threads={place['OMP_NUM_THREADS']}")
+                    with log.open("ab") as file:
+                        process = subprocess.Popen(command, env={**os.environ, **place}, stdout=file, stderr=file)
+                    out.print(f"start {' '.join(run.words)}  ({log})")
+                    running.append((process, place, run, log))
+                    begun += 1
+                if not running:
+                    break
+                while not asked and all(process.poll() is None for process, *_ in running):
+                    time.sleep(0.2)
+                for one in [r for r in running if r[0].poll() is not None]:
+                    process, place, run, log = one
+                    running.remove(one)
+                    free.append(place)
+                    if process.returncode:
+                        failed += 1
+                        out.print(f"FAILED {' '.join(run.words)}: exit status {process.returncode}, see {log}")
+                    else:
+                        show(out, run.config)
+        finally:
+            for process, *_ in running:
+                process.terminate()
+            for process, *_ in running:
+                process.wait()
     if asked:
         print("stopped; the same command goes on", file=sys.stderr)
         return STOPPED
     if failed:
-        print(f"{failed} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+        print(f"{failed} of {begun} runs failed; the same command tries them again", file=sys.stderr)
     return int(failed > 0)
-
-
-def work(waiting: list[tuple[list[str], Config]], args: argparse.Namespace, out: Console, asked: Asked) -> int:
-    """Does the runs, as many at once as there are places; how many failed."""
-    free, failed = devices(args.jobs), 0
-    running: list[Any] = []
-    try:
-        while (waiting or running) and not asked:
-            while waiting and free:
-                words, config = waiting.pop(0)
-                place = free.pop()
-                log = args.logs / (re.sub(r"[^A-Za-z0-9.+=-]+", "_", " ".join(words))[:150] + ".log")
-                command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", args.config, *words]
-                if config.threads is None and "OMP_NUM_THREADS" in place:  # where 1 would be taken for no wish
-                    command.append(f"threads={place['OMP_NUM_THREADS']}")
-                with log.open("ab") as file:
-                    process = subprocess.Popen(command, env={**os.environ, **place}, stdout=file, stderr=file)
-                out.print(f"start {' '.join(words)}  ({log})")
-                running.append((process, place, words, config, log))
-            time.sleep(0.2)
-            for run in [r for r in running if r[0].poll() is not None]:
-                process, place, words, config, log = run
-                running.remove(run)
-                free.append(place)
-                if process.returncode:
-                    failed += 1
-                    out.print(f"FAILED {' '.join(words)}: exit status {process.returncode}, see {log}")
-                    continue
-                show(out, config)
-    finally:
-        for process, *_ in running:
-            process.terminate()
-        for process, *_ in running:
-            process.wait()
-    return failed
 
 
 def show(out: Console, config: Config) -> None:

@@ -348,27 +348,26 @@ def run(config: Config) -> list[Result]:
     if config.select == "best":  # honestly named: by the validation classes, which were not trained on
         chosen, measured_folder, trained_epochs = "validation", "best", int(best["epoch"])
         final.load_state_dict(load(*local_files(folder / "best")).state_dict())
-    bank = None
-    if world > 1:  # shared out; what follows is fast on one
-        bank = embed(
-            final,
-            measured,
-            model.transform,
-            workers=workers,
-            device=accelerator.device,
-            progress=main,
-            share=True,
-        )
+    how: dict[str, Any] = {"workers": workers, "device": accelerator.device, "progress": main}
+    tick = time.perf_counter()
+    bank = embed(final, measured, model.transform, share=world > 1, **how)  # shared out; what follows is fast on one
+    took = time.perf_counter() - tick
     if main:
         text = (
             f"{trained_epochs} epochs at {model.transform.image_size} px, batch {config.batch_size}, lr {config.lr:g}"
         )
-        finished.append(
-            evaluate(
+        if variant.similarity == "introspective" and config.tau != Config.tau:
+            text += f", τ {config.tau:g}"
+        both = config.similarity == "both" and variant.head not in ("semantic", "features")
+        for similarity in ("cosine", "introspective") if both else ("cosine",):
+            result = evaluate(
                 final,
                 benchmark,
                 embedding=bank,
-                row=name,
+                embed_seconds=took,
+                similarity=similarity,
+                corruptions=config.corruptions.split() if similarity == "cosine" else (),
+                row=name if similarity == "cosine" else f"{name}-{similarity}",
                 variant=config.variant,
                 checkpoint=chosen,
                 training=text,
@@ -378,8 +377,8 @@ def run(config: Config) -> list[Result]:
                 weights_sha256=sha256_of(folder / measured_folder / WEIGHTS),
                 **about,
             )
-        )
-        save_result(finished[-1], results)
+            save_result(result, results)
+            finished.append(result)
         build_card(folder / measured_folder, results, f"{LOCAL}{folder / measured_folder}")
         resume.clear(checkpoints)
         lock.release()
@@ -433,13 +432,14 @@ def main(arguments: list[str] | None = None) -> int:
     except resume.Stopped as stopped:
         warn(str(stopped))
         return resume.STOPPED
-    folder = Path(config.output) / finished[-1].benchmark / finished[-1].row / f"seed{config.seed}"
+    last = next(r for r in reversed(finished) if r.protocol.similarity == "cosine")
+    folder = Path(config.output) / last.benchmark / last.row / f"seed{config.seed}"
     out = Console(soft_wrap=True, markup=False, highlight=False)
     out.print(summary(finished))
     weights = folder / ("best" if config.select == "best" else "model")  # what was measured
     out.print(f"model    {weights}   idml_zoo.create_model('local-dir:{weights}', pretrained=True)")
     out.print(f"log      {folder / 'log.csv'}")
-    out.print(f"result   {finished[-1].path(Path(config.leaderboard) / 'results')}")
+    out.print(f"result   {last.path(Path(config.leaderboard) / 'results')}")
     out.print(f"table    {Path(config.leaderboard) / 'README.md'}")
     return 0
 

@@ -47,6 +47,7 @@ def evaluate(
     split: Split | None = None,
     split_name: str = "test",
     embedding: Embedding | None = None,
+    embed_seconds: float = 0.0,
     variant: str = "none",
     pretrained: str = "none",
     checkpoint: str = "none",
@@ -75,7 +76,8 @@ def evaluate(
             each of ``severities``; every one embeds all images once more.
         batch_size, workers, device, progress: how to compute the embeddings.
         split, split_name: measure this split of the benchmark instead of its test split.
-        embedding: of that split, by this model, where it is there already (for a second similarity).
+        embedding: of that split, by this model, where it is there already (for a second similarity); it took
+            ``embed_seconds``, which count as evaluation.
         variant, pretrained, checkpoint, training, train_seconds, recipe, weights_sha256, statistics, trained: where
             the model comes from; recorded in the result, not checked.
 
@@ -98,7 +100,7 @@ def evaluate(
     severity = split.extras.get("severity")
     measured = measure(embedding, split.labels, record.ks, cluster_seeds, similarity, severity, queries=split.queries)
     curves = corruption_curves(model, split, transform, embedding, corruptions, severities, similarity, **how)
-    seconds = {"evaluate": round(time.perf_counter() - started, 2)}
+    seconds = {"evaluate": round(embed_seconds + time.perf_counter() - started, 2)}
     if train_seconds is not None:
         seconds["train"] = round(train_seconds, 1)
     commit, dirty = code_state()

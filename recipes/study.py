@@ -1,0 +1,233 @@
+"""A study: each variant tuned by equally many trials on held-out training classes, then measured on the test classes.
+
+    python recipes/study.py recipes/studies/cub2010.yaml --jobs 2     # started again, it goes on
+    python recipes/study.py recipes/studies/cub2010.yaml --dry-run    # what is done, chosen and missing
+
+The file names a recipe, what it changes there (`set`), the `variants`, the `trials` of each similarity that a loss sees
+(`cosine`, `introspective`; `released` takes those of cosine: it has no τ), the metric to `choose_by`, the `seeds` to
+measure with, what is measured then (`measure`) and under which `name`. Losses under `scout` get `scout.trials` each;
+the best of them joins the variants, plain and introspective. Trials hold out training classes and leave the test
+classes closed; their results go to <leaderboard>/validation. A variant is measured when its trials are done, with the
+best of them, at the last epoch, once for each seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from config import Config, ConfigError, load_config
+from rich.console import Console
+from sweep import Run, done, recipes_of, work
+
+from idml_zoo.registry import nearest
+from idml_zoo.results import Result, ResultError, read_results
+from idml_zoo.variants import variants
+
+Known = list[tuple[dict[str, Any], Result]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's file says; see above for the keys."""
+
+    recipe: str
+    variants: list[str]
+    trials: dict[str, list[dict[str, Any]]]
+    seeds: list[int]
+    set: dict[str, Any] = field(default_factory=dict)
+    measure: dict[str, Any] = field(default_factory=dict)
+    scout: dict[str, Any] = field(default_factory=dict)
+    choose_by: str = "map@r"
+    name: str = "{variant}-{backbone}-{image_size}px-tuned"
+    file: Path = field(default=Path(), compare=False)
+
+    def __post_init__(self) -> None:
+        for name in [*self.variants, *self.scout.get("variants", [])]:
+            variants[name]  # UnknownNameError with the nearest
+        counts = {kind: len(trials) for kind, trials in self.trials.items()}
+        if not {"cosine", "introspective"} <= set(counts) or len(set(counts.values())) != 1:
+            raise ConfigError(f"{self.file}: cosine and introspective need equally many trials, got {counts}")
+        if set(self.scout) - {"variants", "trials"} or (self.scout and not self.scout.get("trials")):
+            raise ConfigError(f"{self.file}: scout holds variants and trials, got {sorted(self.scout)}")
+        if not self.seeds or not self.variants:
+            raise ConfigError(f"{self.file}: name variants and seeds")
+
+    def words(self, variant: str, settings: dict[str, Any], **more: Any) -> list[str]:
+        """The overrides of one run."""
+        values = {"variant": variant, **settings, **more}
+        values |= {k: v for k, v in self.set.items() if k not in values}
+        return [
+            f"{k}={v if isinstance(v, str) else yaml.safe_dump(v, default_flow_style=True).splitlines()[0]}"
+            for k, v in values.items()
+        ]
+
+    def run(self, leaderboard: str, words: list[str]) -> Run:
+        """One run of the recipe."""
+        path = str(self.file.parent / self.recipe)
+        words = [*words, f"leaderboard={leaderboard}"]
+        return Run(path, words, load_config(path, words))
+
+
+def read_study(path: Path) -> Study:
+    """The study that a file describes.
+
+    Raises:
+        ConfigError: no such file, an unknown or missing key, an unknown variant, trials that are not equally many.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        known = ", ".join(sorted(p.name for p in Path(__file__).with_name("studies").glob("*.yaml")))
+        raise ConfigError(f"cannot read study {path} ({error}); at hand: {known}") from error
+    keys = [k for k in Study.__dataclass_fields__ if k != "file"]
+    for key in content if isinstance(content, dict) else ["nothing"]:
+        if key not in keys:
+            close = nearest(str(key), keys)
+            raise ConfigError(
+                f"{path}: unknown key {key!r}; "
+                + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(keys)}")
+            )
+    try:
+        return Study(**content, file=path)
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of one variant on the held-out classes, with its result where there is one."""
+
+    settings: dict[str, Any]
+    run: Run
+    result: Result | None
+
+
+class Progress:
+    """What of a study is done, as the result files tell."""
+
+    def __init__(self, study: Study, leaderboard: str) -> None:
+        self.study, self.leaderboard = study, leaderboard
+        self.look()
+
+    def look(self) -> None:
+        """Reads the result files again."""
+        self.tests: Known = recipes_of(read_results(Path(self.leaderboard) / "results"))
+        self.validations: Known = recipes_of(read_results(Path(self.leaderboard) / "validation" / "results"))
+
+    def trials(self, variant: str, settings: list[dict[str, Any]] | None = None) -> list[Trial]:
+        """All trials of a variant, in the file's order."""
+        kind = variants[variant].similarity
+        if settings is None:
+            settings = self.study.trials["introspective" if kind == "introspective" else "cosine"]
+        found = []
+        for setting in settings:
+            label = "-".join(f"{k}{v}" for k, v in setting.items())
+            name = f"{{variant}}-{{backbone}}-{{image_size}}px-{label}"
+            words = self.study.words(variant, setting, evaluate_on="validation", name=name)
+            run = self.study.run(f"{self.leaderboard}/validation", words)
+            found.append(Trial(setting, run, done(run.config, self.validations)))
+        return found
+
+    def score(self, result: Result) -> float:
+        """What a trial is chosen by."""
+        value = result.metrics.get(self.study.choose_by)
+        if value is None:
+            raise ConfigError(f"{result.path('')} has no {self.study.choose_by} to choose by")
+        return value
+
+    def chosen(self, variant: str) -> Trial | None:
+        """The best trial of a variant; None until all are done. Of equals the first."""
+        trials = self.trials(variant)
+        results = [(self.score(t.result), t) for t in trials if t.result]
+        return max(results, key=lambda pair: pair[0])[1] if len(results) == len(trials) else None
+
+    def scouted(self) -> list[tuple[str, Trial]]:
+        """The scouts' trials."""
+        names = self.study.scout.get("variants", [])
+        return [(name, trial) for name in names for trial in self.trials(name, self.study.scout["trials"])]
+
+    def variants(self) -> list[str]:
+        """Those to tune and measure; with the best scout, plain and introspective, once that is known."""
+        scouts = self.scouted()
+        if not scouts or any(t.result is None for _, t in scouts):
+            return list(self.study.variants)
+        best = max(scouts, key=lambda pair: self.score(pair[1].result) if pair[1].result else 0.0)[0]
+        return [*self.study.variants, best, f"idml_{best}"]
+
+    def finals(self, variant: str) -> list[tuple[Run, Result | None]]:
+        """A tuned variant's runs that are measured on the test classes, one for each seed; none until it is tuned."""
+        best = self.chosen(variant)
+        if best is None:
+            return []
+        found = []
+        for seed in self.study.seeds:
+            settings = {**best.settings, **self.study.measure, "name": self.study.name}
+            run = self.study.run(self.leaderboard, self.study.words(variant, settings, seed=seed))
+            mine = [(e, r) for e, r in self.tests if r.row == run.config.row(r.protocol.image_size)]
+            found.append((run, done(run.config, mine)))
+        return found
+
+    def missing(self) -> Iterator[Run]:
+        """What can be run now: variant by variant, its trials before its measurements."""
+        yield from (trial.run for _, trial in self.scouted() if trial.result is None)
+        for variant in self.variants():
+            yield from (trial.run for trial in self.trials(variant) if trial.result is None)
+            yield from (run for run, result in self.finals(variant) if result is None)
+
+
+def report(progress: Progress, out: Console) -> None:
+    """A line for each variant: trials, what was chosen, seeds measured."""
+    for variant, trial in progress.scouted():
+        score = f"{100 * progress.score(trial.result):.1f}" if trial.result else "to do"
+        out.print(f"scout  {variant:<28} {trial.settings}  {score}")
+    for variant in progress.variants():
+        trials, best = progress.trials(variant), progress.chosen(variant)
+        scores = " ".join(f"{100 * progress.score(t.result):.1f}" if t.result else "–" for t in trials)
+        finals = progress.finals(variant)
+        measured = sum(result is not None for _, result in finals)
+        what = f"chosen {best.settings}, {measured} of {len(finals)} seeds measured" if best else "not tuned yet"
+        out.print(f"{variant:<35} {progress.study.choose_by} {scores}  {what}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="YAML file")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, without a GPU (default 1)")
+    parser.add_argument("--leaderboard", default="runs/leaderboard", help="(default: runs/leaderboard)")
+    parser.add_argument("--logs", type=Path, help="output of the runs (default: runs/study/NAME)")
+    parser.add_argument("--dry-run", action="store_true", help="say what is done and what would run")
+    args = parser.parse_args(arguments)
+    out = Console(soft_wrap=True, markup=False, highlight=False)
+    started: list[Config] = []
+    try:
+        progress = Progress(read_study(args.study), args.leaderboard)
+        report(progress, out)
+        if args.dry_run:
+            for run in progress.missing():
+                out.print(f"to do  {' '.join(run.words)}")
+            return 0
+
+        def ready() -> Run | None:
+            progress.look()
+            run = next((run for run in progress.missing() if run.config not in started), None)
+            if run:
+                started.append(run.config)
+            return run
+
+        status = work(ready, args.jobs, args.logs or Path("runs/study") / args.study.stem, out)
+        progress.look()
+        report(progress, out)
+    except (ValueError, OSError, LookupError, ResultError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
