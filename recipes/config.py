@@ -90,6 +90,7 @@ class Config:
     mixed_precision: str = "no"  # no | bf16 | fp16
     accumulate: int = 1  # pieces that each process goes through its part of a batch in; losses over pairs see a piece
     gradient_checkpointing: bool = False  # less memory, more time; unfrozen batch-norm sees each batch twice
+    shard: bool = False  # weights, gradients and optimiser states over the processes (FSDP2) instead of copies (DDP)
     compile: str = "no"  # no | inductor | another backend of torch.compile
     ema_decay: float = 0.0  # of a moving average of the weights, which is then saved and measured; 0: none
     profile_steps: int = 0  # of the first epoch: writes profile.txt and trace.json into the run folder
@@ -156,6 +157,8 @@ class Config:
             raise ConfigError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.shard and (self.ema_decay or self.compile != "no" or self.cache_features):
+            raise ConfigError("shard goes without ema_decay, compile and cache_features")
         if self.profile_steps < 0:
             raise ConfigError(f"profile_steps must be 0 or more, got {self.profile_steps}")
         if self.validate_every < 0 or self.patience < 0:

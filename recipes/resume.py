@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from config import Config, ConfigError
+from sharding import spread, whole
 
 from idml_zoo.weights import sha256_of
 
@@ -24,7 +25,7 @@ STOPPED = 143  # exit status of a run that was asked to stop: 128 + SIGTERM
 # What may change between two halves of a run: where things lie and how they are done, not what is trained.
 HARMLESS = {
     *("data_root", "cache", "workers", "threads", "log_every", "output", "leaderboard", "resume", "checkpoint_every"),
-    *("evaluate_untrained", "profile_steps", "tracker", "similarity", "corruptions"),
+    *("evaluate_untrained", "profile_steps", "tracker", "similarity", "corruptions", "shard"),
 }
 
 
@@ -121,8 +122,12 @@ def check_config(config: Config, saved: dict[str, Any], folder: Path) -> list[st
 
 
 def states(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of modules, optimisers, schedulers, scalers and generators by name; of None it is None."""
-    return {k: p.get_state() if isinstance(p, torch.Generator) else p and p.state_dict() for k, p in parts.items()}
+    """The states of modules, optimisers, schedulers, scalers and generators by name; of None it is None.
+
+    What is sharded is put together: all processes must call then, and a checkpoint does not depend on their number.
+    """
+    taken = {k: p.get_state() if isinstance(p, torch.Generator) else p and p.state_dict() for k, p in parts.items()}
+    return whole(taken)
 
 
 def restore(parts: Mapping[str, Any], saved: dict[str, Any]) -> None:
@@ -131,7 +136,7 @@ def restore(parts: Mapping[str, Any], saved: dict[str, Any]) -> None:
         if isinstance(part, torch.Generator):
             part.set_state(saved[name])
         elif part is not None and saved[name] is not None:
-            part.load_state_dict(saved[name])
+            part.load_state_dict(spread(saved[name], part))
 
 
 def rng_state() -> dict[str, Any]:

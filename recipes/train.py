@@ -14,6 +14,7 @@ one concatenated forward pass, which is the same where batch-norm is frozen.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import os
 import sys
@@ -34,6 +35,7 @@ from loading import build_loading, load_benchmark
 from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
+from sharding import copy_whole, shard, together
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from watch import (
@@ -140,6 +142,12 @@ def run(config: Config) -> list[Result]:
         proxy_uncertainty=config.proxy_uncertainty,
         **config.loss_options,
     )
+    # what is saved and measured: the network itself, but for a moving average of its weights, or a whole copy of shards
+    final = model
+    sharded = config.shard and world > 1
+    if sharded:
+        final = copy.deepcopy(model).to(accelerator.device)
+        shard(model.to(accelerator.device), criterion.to(accelerator.device), accelerator.device)
     optimizer: Any = torch.optim.AdamW(parameter_groups(config, model, criterion), weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, config.lr_step, config.lr_gamma)
 
@@ -182,7 +190,7 @@ def run(config: Config) -> list[Result]:
                 path.unlink(missing_ok=True)
         if config.evaluate_untrained and not saved:
             row = f"untrained-{variant.head}-{config.backbone.split('.')[0]}-{model.transform.image_size}px"
-            finished.append(evaluate(model, benchmark, row=row, training="none: head drawn at random", **about))
+            finished.append(evaluate(final, benchmark, row=row, training="none: head drawn at random", **about))
             save_result(finished[-1], results)
 
     if config.tracker:
@@ -192,14 +200,19 @@ def run(config: Config) -> list[Result]:
     # training
     set_seed(config.seed, device_specific=True)  # dropout, and flips on the device, differ between processes
     mixing = torch.Generator().manual_seed(config.seed) if variant.mixup else None
-    model.to(memory_format=torch.channels_last)
+    if not sharded:  # shards are rows of bytes
+        model.to(memory_format=torch.channels_last)
     model_: Any = model if features is None else model.head  # what is fed: images, or features
     if config.gradient_checkpointing:  # not every backbone knows it
         model.set_grad_checkpointing()
-    # a moving average of the weights is what is saved and measured, where one is asked for
     ema = ModelEmaV3(model, config.ema_decay, device=accelerator.device) if config.ema_decay else None
-    final = model if ema is None else ema.module
-    model_, criterion_, optimizer = accelerator.prepare(model_, criterion, optimizer)
+    if ema is not None:
+        final = ema.module
+    if sharded:  # no DDP around it
+        model_, criterion_ = accelerator.prepare_model(model, evaluation_mode=True, device_placement=False), criterion
+        optimizer = accelerator.prepare(optimizer)
+    else:
+        model_, criterion_, optimizer = accelerator.prepare(model_, criterion, optimizer)
     bar = progress_bar(main)
     statistics: dict[str, float] = {}
     step = first = begun = 0  # step of the run; epoch to go on with; batches of it that are done
@@ -222,6 +235,7 @@ def run(config: Config) -> list[Result]:
         """A checkpoint, from all processes; a full disk is no reason to lose what is in memory."""
         rng = gather_object([resume.rng_state()])
         check()
+        taken = resume.states(parts) if main or sharded else {}
         if not main:
             return
         state = {
@@ -234,7 +248,7 @@ def run(config: Config) -> list[Result]:
             "best": best,
             "stale": stale,
             "rng": rng,
-            **resume.states(parts),
+            **taken,
         }
         try:
             resume.write(checkpoints, state)
@@ -283,7 +297,8 @@ def run(config: Config) -> list[Result]:
                 if at_log:
                     value = loss.item()  # the one place that waits for the device
                     check()
-                    statistics = {k: v.item() for k, v in criterion.statistics(embedding, everyone).items()}
+                    with together(criterion):
+                        statistics = {k: v.item() for k, v in criterion.statistics(embedding, everyone).items()}
                     if wrong := diagnosis(statistics, embedding, variant.head not in ("semantic", "features")):
                         raise TrainingError(
                             f"{wrong}, at step {step}; lower lr (now {config.lr:g}) or its multipliers. The last "
@@ -314,6 +329,8 @@ def run(config: Config) -> list[Result]:
             check()  # before anything of it is saved
             begun = 0
             improved = False
+            if sharded:
+                copy_whole(model, final)
             if held_out is not None and config.validate_every and (epoch + 1) % config.validate_every == 0:
                 found = validate(final, held_out, accelerator.device, workers, main)
                 improved = found["recall@1"] > best["recall@1"]

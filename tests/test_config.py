@@ -75,6 +75,8 @@ def test_a_row_is_named_after_its_variant():
         ("profile_steps=-1", "profile_steps must be 0 or more"),
         ("checkpoint_every=-1", "checkpoint_every must be 0 or a number of steps"),
         ("cache_features=true", "cache_features needs freeze_backbone=true"),
+        ("corruptions=fog", "corruptions takes blur, noise"),
+        ("similarity=introspective", "similarity must be one of cosine, both"),
         ("validate_every=21", "validate_every=21 never comes in 20 epochs"),
         ("select=best", "patience and select=best need validate_every=1"),
         ("patience=3", "patience and select=best need validate_every=1"),
@@ -92,6 +94,11 @@ def test_a_row_is_named_after_its_variant():
 def test_bad_overrides_are_one_clear_error(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(QUICKSTART, [override])
+
+
+def test_what_does_not_go_together_is_said():
+    with pytest.raises(ConfigError, match="shard goes without ema_decay"):
+        load_config(QUICKSTART, ["shard=true", "ema_decay=0.9"])
 
 
 def test_bad_files_are_one_clear_error(tmp_path):

@@ -382,6 +382,24 @@ os._exit(0)  # as recipes/train.py does, and for its reason
 """
 
 
+FATAL = """
+import os, sys
+import resume, train
+
+real, written = resume.write, []
+
+
+def write(*arguments):
+    written.append(real(*arguments))
+    if len(written) == 2:
+        os._exit(9)
+
+
+resume.write = write
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
 def run_with_processes(count: int, arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
     command = [
         sys.executable,
@@ -417,30 +435,38 @@ def test_two_processes_train_and_measure_as_one(tmp_path):
     shutil.copytree(photos / "class_4", photos / "class_5")
     (photos / "class_5" / "4.png").unlink()  # 14 test images in all
     (photos / "class_5" / "3.png").unlink()  # 13
+    fatal = tmp_path / "fatal.py"
+    fatal.write_text(FATAL)
     done = {}
-    for count in (1, 2):
+    for name, count, sharded in (("one", 1, False), ("two", 2, False), ("sharded", 2, True), ("killed", 2, True)):
         more = [
             "variant=idml_no_mixup",  # mixup finds its partners within a process
             f"source={photos}",
-            f"name=on{count}",
+            f"name={name}",
+            f"shard={sharded}",
             "freeze_batchnorm=true",
-            "warmup_epochs=0",
+            "warmup_epochs=1",
             "epochs=3",
             "threads=1",
         ]
+        folder = tmp_path / "runs" / "mine" / name / "seed0"
+        if name == "killed":
+            ran = run_with_processes(2, [str(fatal), *tiny(tmp_path, *more)], PYTHONPATH=str(ROOT / "recipes"))
+            assert ran.returncode != 0 and len(list((folder / "checkpoints").iterdir())) == 2, ran.stderr
         ran = run_with_processes(count, ["recipes/train.py", *tiny(tmp_path, *more)])
         assert ran.returncode == 0, ran.stderr
-        folder = tmp_path / "runs" / "mine" / f"on{count}" / "seed0"
+        assert ("going on after step 2" in ran.stderr) == (name == "killed")
         rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
-        result = next(r for r in read_results(tmp_path / "board" / "results") if r.row == f"on{count}")
-        done[count] = load_file(folder / "model" / "model.safetensors"), rows, result
-    (one, log_1, result_1), (two, log_2, result_2) = done[1], done[2]
-    assert [float(r["loss"]) for r in log_1] == pytest.approx([float(r["loss"]) for r in log_2], rel=1e-5)
-    off = torch.cat([(one[k] - two[k]).abs().flatten() for k in one if one[k].is_floating_point()])
-    assert off.mean() < 1e-6, "Adam makes whole steps of gradients that are only rounding"
-    assert result_1.queries == result_2.queries == 13
-    for metric, value in result_1.metrics.items():
-        assert value == pytest.approx(result_2.metrics[metric], abs=1e-6), metric
+        result = next(r for r in read_results(tmp_path / "board" / "results") if r.row == name)
+        done[name] = load_file(folder / "model" / "model.safetensors"), rows, result
+    one, log_1, result_1 = done["one"]
+    for other, log_2, result_2 in (done["two"], done["sharded"], done["killed"]):
+        assert [float(r["loss"]) for r in log_1] == pytest.approx([float(r["loss"]) for r in log_2], rel=1e-5)
+        off = torch.cat([(one[k] - other[k]).abs().flatten() for k in one if one[k].is_floating_point()])
+        assert off.mean() < 1e-6, "Adam makes whole steps of gradients that are only rounding"
+        assert result_1.queries == result_2.queries == 13
+        for metric, value in result_1.metrics.items():
+            assert value == pytest.approx(result_2.metrics[metric], abs=1e-5), metric
 
 
 def test_a_process_that_fails_takes_the_others_down(tmp_path):
