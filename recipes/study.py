@@ -6,9 +6,9 @@
 The file names a recipe, what it changes there (`set`), the `variants`, the `trials` of each similarity that a loss sees
 (`cosine`, `introspective`; `released` takes those of cosine: it has no τ), the metric to `choose_by`, the `seeds` to
 measure with, what is measured then (`measure`) and under which `name`. Losses under `scout` get `scout.trials` each;
-the best of them joins the variants, plain and introspective. Trials hold out training classes and leave the test
-classes closed; their results go to <leaderboard>/validation. A variant is measured when its trials are done, with the
-best of them, at the last epoch, once for each seed.
+the best of them joins the variants, plain and introspective without mixup, so that the two differ in the metric alone.
+Trials hold out training classes and leave the test classes closed; their results go to <leaderboard>/validation. A
+variant is measured when its trials are done, with the best of them, at the last epoch, once for each seed.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Progress:
         if not scouts or any(t.result is None for _, t in scouts):
             return list(self.study.variants)
         best = max(scouts, key=lambda pair: self.score(pair[1].result) if pair[1].result else 0.0)[0]
-        return [*self.study.variants, best, f"idml_{best}"]
+        return [*self.study.variants, best, f"idml_{best}_no_mixup"]
 
     def finals(self, variant: str) -> list[tuple[Run, Result | None]]:
         """A tuned variant's runs that are measured on the test classes, one for each seed; none until it is tuned."""

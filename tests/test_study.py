@@ -65,7 +65,7 @@ def test_a_study_tunes_then_measures_and_starts_again_where_it_was(tmp_path, sma
         "idml",
         "idml",
         "proxy_nca",
-        *["idml_proxy_nca"] * 2,
+        *["idml_proxy_nca_no_mixup"] * 2,
     ]
     assert [c.variant for c in finals] == [
         "pa",
@@ -74,7 +74,7 @@ def test_a_study_tunes_then_measures_and_starts_again_where_it_was(tmp_path, sma
         "idml",
         "proxy_nca",
         "proxy_nca",
-        *["idml_proxy_nca"] * 2,
+        *["idml_proxy_nca_no_mixup"] * 2,
     ]
     assert [c.seed for c in finals] == [0, 1] * 4
     known = read_results(tmp_path / "board" / "validation" / "results")
