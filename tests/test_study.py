@@ -1,4 +1,6 @@
-"""A study tunes every variant alike on held-out classes, then opens the test classes once."""
+"""A study tunes every variant alike on held-out classes, then opens the test classes once; a page is made of it."""
+
+import sys
 
 import numpy as np
 import pytest
@@ -8,92 +10,144 @@ import yaml
 from PIL import Image
 from test_train import ROOT, TINY
 
+from idml_zoo.compare import Difference
 from idml_zoo.results import read_results
+
+sys.path.insert(0, str(ROOT / "docs"))
+import results
+
+
+def write_study(folder):
+    """A study of two variants and a scout over pictures of noise, so that trials differ in what they reach."""
+    for c in range(6):
+        (folder / "photos" / f"class_{c}").mkdir(parents=True)
+        for i in range(6):
+            pixels = np.random.default_rng([c, i]).integers(0, 255, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / f"class_{c}" / f"{i}.png")
+    settings = dict(w.split("=", 1) for w in TINY) | {"source": str(folder / "photos"), "epochs": "1"}
+    classes = {"val_classes": 0.5, "train_classes": "0-3", "test_classes": "4-5"}
+    content = {
+        "recipe": str(ROOT / "recipes" / "cub_resnet50.yaml"),
+        "set": {k: yaml.safe_load(v) for k, v in settings.items()}
+        | {"output": str(folder / "runs"), "warmup_epochs": 0, **classes},
+        "variants": ["pa", "idml_no_mixup"],
+        "trials": {"cosine": [{"lr": 1e-3}, {"lr": 2e-3}], "introspective": [{"tau": 5.0}, {"tau": 1.0}]},
+        "scout": {"variants": ["proxy_nca"], "trials": [{"lr": 1e-3}]},
+        "seeds": [0, 1],
+        "measure": {"similarity": "both", "corruptions": "blur"},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(content))
+    return content
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A study of two variants and a scout, and its arguments; runs are done in this process."""
-    for c in range(6):  # noise, so that trials differ in what they reach
-        (tmp_path / "photos" / f"class_{c}").mkdir(parents=True)
-        for i in range(6):
-            pixels = np.random.default_rng([c, i]).integers(0, 255, (40, 40, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / f"class_{c}" / f"{i}.png")
-    settings = dict(w.split("=", 1) for w in TINY) | {"source": str(tmp_path / "photos"), "epochs": "1"}
-    content = {
-        "recipe": str(ROOT / "recipes" / "cub_resnet50.yaml"),
-        "set": {k: yaml.safe_load(v) for k, v in settings.items()}
-        | {
-            "output": str(tmp_path / "runs"),
-            "warmup_epochs": 0,
-            "val_classes": 0.5,
-            "train_classes": "0-3",
-            "test_classes": "4-5",
-        },
-        "variants": ["pa", "idml"],
-        "trials": {"cosine": [{"lr": 1e-3}, {"lr": 2e-3}], "introspective": [{"tau": 5.0}, {"tau": 1.0}]},
-        "scout": {"variants": ["proxy_nca"], "trials": [{"lr": 1e-3}]},
-        "seeds": [0, 1],
-        "measure": {"similarity": "both"},
-    }
-    file = tmp_path / "small.yaml"
-    file.write_text(yaml.safe_dump(content))
-    done = []
+    """Such a study and its arguments; nothing may run."""
+    content = write_study(tmp_path)
+    monkeypatch.setattr(study, "work", None)
+    return tmp_path / "small.yaml", content, ["--leaderboard", str(tmp_path / "board")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Such a study, all of it done in this process: its folder, and the configurations in the order they ran."""
+    folder, ran = tmp_path_factory.mktemp("study"), []
+    write_study(folder)
 
     def in_process(ready, jobs, logs, out):
         while run := ready():
-            done.append(run.config)
+            ran.append(run.config)
             assert train.main(["--config", run.file, *run.words]) == 0
         return 0
 
-    monkeypatch.setattr(study, "work", in_process)
-    return file, content, ["--leaderboard", str(tmp_path / "board")], done
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(study, "work", in_process)
+        arguments = [str(folder / "small.yaml"), "--leaderboard", str(folder / "board")]
+        assert study.main(arguments) == 0
+        done = list(ran)
+        assert study.main(arguments) == 0
+        assert ran == done, "nothing is run twice"
+    return folder, ran
 
 
-def test_a_study_tunes_then_measures_and_starts_again_where_it_was(tmp_path, small, capsys):
-    file, _, arguments, done = small
+def test_what_is_missing_is_told(small, capsys):
+    file, _, arguments = small
     assert study.main([str(file), "--dry-run", *arguments]) == 0
     assert capsys.readouterr().out.count("to do  variant") == 1 + 2 + 2, "trials; nothing to measure yet"
-    assert study.main([str(file), *arguments]) == 0
-    trials = [c for c in done if c.evaluate_on == "validation"]
-    finals = [c for c in done if c.evaluate_on == "test"]
+
+
+def test_a_study_tunes_then_measures(finished, capsys):
+    folder, ran = finished
+    trials = [c for c in ran if c.evaluate_on == "validation"]
+    finals = [c for c in ran if c.evaluate_on == "test"]
     # proxy_nca's scout is one of its two trials; the scout joins plain and introspective
-    assert [c.variant for c in trials] == [
-        "proxy_nca",
-        "pa",
-        "pa",
-        "idml",
-        "idml",
-        "proxy_nca",
-        *["idml_proxy_nca_no_mixup"] * 2,
-    ]
-    assert [c.variant for c in finals] == [
-        "pa",
-        "pa",
-        "idml",
-        "idml",
-        "proxy_nca",
-        "proxy_nca",
-        *["idml_proxy_nca_no_mixup"] * 2,
-    ]
-    assert [c.seed for c in finals] == [0, 1] * 4
-    known = read_results(tmp_path / "board" / "validation" / "results")
+    names = ["pa", "idml_no_mixup", "proxy_nca", "idml_proxy_nca_no_mixup"]
+    assert [c.variant for c in trials] == ["proxy_nca", *["pa"] * 2, *["idml_no_mixup"] * 2, names[2], *[names[3]] * 2]
+    assert [(c.variant, c.seed) for c in finals] == [(n, s) for n in names for s in (0, 1)]
+    known = read_results(folder / "board" / "validation" / "results")
     assert {r.protocol.split for r in known} == {"validation"} and len(known) == 8
-    for variant, key in (("pa", "lr"), ("idml", "tau")):  # the best by MAP@R is what was measured
+    for variant, key in (("pa", "lr"), ("idml_no_mixup", "tau")):  # the best by MAP@R is what was measured
         scores = {
             yaml.safe_load(r.provenance.recipe)[key]: r.metrics["map@r"] for r in known if r.model.variant == variant
         }
         assert {getattr(c, key) for c in finals if c.variant == variant} == {max(scores, key=scores.get)}
-    measured = read_results(tmp_path / "board" / "results")
-    assert {r.row for r in measured if r.model.variant == "idml"} == {
-        "idml-test_resnet-32px-tuned",
-        "idml-test_resnet-32px-tuned-introspective",
+    measured = read_results(folder / "board" / "results")
+    assert {r.row for r in measured if r.model.variant == "idml_no_mixup"} == {
+        "idml_no_mixup-test_resnet-32px-tuned",
+        "idml_no_mixup-test_resnet-32px-tuned-introspective",
     }
     assert not [r for r in measured if r.row.startswith("pa-") and r.protocol.similarity == "introspective"]
-    done.clear()
-    assert study.main([str(file), *arguments]) == 0
-    assert not done, "nothing is run twice"
-    assert "2 of 2 seeds measured" in capsys.readouterr().out
+    assert study.main([str(folder / "small.yaml"), "--dry-run", "--leaderboard", str(folder / "board")]) == 0
+    assert capsys.readouterr().out.count("2 of 2 seeds measured") == 4
+
+
+def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
+    folder, _ = finished
+    page = tmp_path / "results.md"
+    names = ["across", *(f"{block} mine" for block in results.BLOCKS)]
+    page.write_text("".join(f"<!-- made: {n} -->\n<!-- end -->\n" for n in names))
+    arguments = ["--page", str(page), "--studies", str(folder), "--leaderboard", str(folder / "board")]
+    assert results.main([*arguments, "--check"]) == 1
+    assert results.main(arguments) == 0
+    assert results.main([*arguments, "--check"]) == 0
+    text = page.read_text()
+    blocks = dict(zip(names, text.split("<!-- end -->"), strict=False))
+    known = [r for r in read_results(folder / "board" / "results") if r.protocol.similarity == "cosine"]
+    by_variant = {v: [r for r in known if r.model.variant == v] for v in ("pa", "idml_no_mixup")}
+    for variant, rows in by_variant.items():
+        recall = [100 * r.metrics["recall@1"] for r in rows]
+        (row,) = [line for line in blocks["rows mine"].splitlines() if line.startswith(f"| `{variant}` |")]
+        assert f"| {np.mean(recall):.1f} ± {np.std(recall, ddof=1):.1f} |" in row
+        assert f"results/{rows[1].path('')})" in row, "every number has its file"
+    off = 100 * np.subtract(*(np.mean([r.metrics["recall@1"] for r in by_variant[v]]) for v in ("idml_no_mixup", "pa")))
+    assert f"| `idml_no_mixup` − `pa` | {off:+.1f} [" in blocks["compare mine"].replace("**", "")
+    assert "`idml_proxy_nca_no_mixup` − `proxy_nca`" in blocks["compare mine"]
+    assert f"`idml_no_mixup` against `pa`: {'is' if '**' in blocks['across'] else 'cannot'}" in blocks["findings mine"]
+    assert " of 4 steps of severity" in blocks["findings mine"]
+    assert blocks["tuning mine"].count("**") == 2 * 4 and "Scouts: `proxy_nca`" in blocks["tuning mine"]
+    assert (tmp_path / "results" / "mine-risk.png").stat().st_size > 10_000
+    assert (tmp_path / "results" / "mine-corruptions.png").stat().st_size > 10_000
+    page.write_text(text.replace(f"{off:+.1f} [", f"{off + 1:+.1f} ["))
+    assert results.main([*arguments, "--check"]) == 1
+    page.write_text("<!-- made: rows moon -->\n<!-- end -->")
+    with pytest.raises(ValueError, match="no block 'rows moon'"):
+        results.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "says"),
+    [
+        (0.02, 0.01, 0.03, "is better in R@1 (+2.0 [+1.0, +3.0])"),
+        (-0.02, -0.03, -0.01, "is worse in R@1 (-2.0 [-3.0, -1.0])"),
+        (0.02, -0.01, 0.03, "cannot be told apart in R@1 (+2.0 [-1.0, +3.0])"),
+    ],
+)
+def test_a_finding_says_what_its_interval_allows(mean, low, high, says):
+    assert results.verdict("a", "b", {"R@1": Difference(mean, low, high, 0.5)}) == f"`a` against `b`: {says}."
+
+
+def test_places_on_validation_and_on_test():
+    assert results.places({"a": 0.3, "b": 0.5, "c": 0.3}) == {"a": 2, "b": 1, "c": 2}
 
 
 @pytest.mark.parametrize(
@@ -109,10 +163,10 @@ def test_a_study_tunes_then_measures_and_starts_again_where_it_was(tmp_path, sma
     ],
 )
 def test_a_wrong_study_is_one_clear_error(small, capsys, change, message):
-    file, content, arguments, done = small
+    file, content, arguments = small
     file.write_text(yaml.safe_dump(content | change))
     assert study.main([str(file), *arguments]) == 1
-    assert message in capsys.readouterr().err and not done
+    assert message in capsys.readouterr().err
     assert study.main([str(file.with_name("other.yaml")), *arguments]) == 1
     assert "cannot read study" in capsys.readouterr().err
 

@@ -1,0 +1,427 @@
+"""Makes the tables, figures and findings of results.md from result files.
+
+    python docs/results.py            # writes them
+    python docs/results.py --check    # fails where the page differs from the result files
+
+Which rows belong there, and what was tried for each, is what the studies under recipes/studies say. Everything between
+the markers of the page is generated, the findings too; the words around it are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+from config import load_config
+from introspection import COLOURS, risk
+from study import Progress, Study, read_study
+
+from idml_zoo.compare import Difference, difference, load_queries
+from idml_zoo.leaderboard import Row, percent
+from idml_zoo.registry import benchmarks
+from idml_zoo.results import SEVERITIES, Result, read_results
+from idml_zoo.variants import variants
+
+HERE = Path(__file__).parent
+PAGE = HERE / "results.md"
+STUDIES = HERE.parent / "recipes" / "studies"
+LEADERBOARD = HERE.parent / "leaderboard"
+COLUMNS = {
+    "R@1": "recall@1",
+    "MAP@R": "map@r",
+    "NMI": "nmi",
+    "AUROC ‖u‖": "auroc_level",
+    "AUROC −sim": "auroc_top1_similarity",
+    "AUROC −margin": "auroc_margin",
+    "AURC ‖u‖": "aurc_level",
+    "AURC −sim": "aurc_top1_similarity",
+    "ECE ‖u‖": "ece_level",
+    "ρ severity": "spearman_severity",
+}
+SIMPLER = {"idml": "pa_mixup", "idml_no_mixup": "pa", "idml_released": "pa_mixup", "pa_mixup": "pa", "vmf": "pa"}
+SIMPLER["loss_prediction"] = "pa"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A variant of a study, as far as it is measured."""
+
+    variant: str
+    settings: dict[str, float]
+    row: Row
+    introspective: Row | None  # the same weights, searched by the introspective similarity
+
+
+@dataclass(frozen=True)
+class Set:
+    """One study with its results."""
+
+    study: Study
+    progress: Progress
+    benchmark: str
+    leaderboard: Path
+    lines: dict[str, Line]
+    baseline: Row | None  # pooled features without training, at the same resolution
+
+
+def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[Set]:
+    """Every study of which a row is measured on the test classes by all its seeds, in the order of their names."""
+    known = read_results(leaderboard / "results")
+    sets = []
+    for path in sorted(studies.glob("*.yaml")):
+        study = read_study(path)
+        progress = Progress(study, str(leaderboard))
+        config = load_config(str(path.parent / study.recipe), study.words(study.variants[0], {}))
+        lines = {}
+        for variant in progress.variants():
+            finals, best = progress.finals(variant), progress.chosen(variant)
+            results = [result for _, result in finals if result]
+            if best and results and len(results) == len(finals):
+                twins = [
+                    r for r in known if r.benchmark == config.benchmark and r.row == f"{results[0].row}-introspective"
+                ]
+                twin = Row(tuple(sorted(twins, key=lambda r: r.seed))) if len(twins) == len(results) else None
+                lines[variant] = Line(variant, best.settings, Row(tuple(results)), twin)
+        if lines:
+            first = next(iter(lines.values())).row.first
+            name = f"features-{first.model.backbone.split('.')[0]}-{first.protocol.image_size}px"
+            plain = [r for r in known if (r.benchmark, r.row) == (config.benchmark, name)]
+            baseline = Row(tuple(plain)) if plain else None
+            sets.append(Set(study, progress, config.benchmark, leaderboard, lines, baseline))
+    return sets
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text."""
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
+
+
+def link(results: Sequence[Result]) -> str:
+    """The result files of a row, a number each."""
+    return " ".join(f"[{r.seed}](../leaderboard/results/{r.path('').as_posix()})" for r in results)
+
+
+def rows_table(found: Set) -> str:
+    """One row for each variant: percent, mean ± standard deviation over seeds."""
+    every = [line.row for line in found.lines.values()] + ([found.baseline] if found.baseline else [])
+    shown = {title: m for title, m in COLUMNS.items() if any(r.values(m) for r in every)}
+    rows = []
+    if found.baseline:
+        cells = [percent(found.baseline.values(m)) for m in shown.values()]
+        rows.append(["features, untrained", "–", *cells, "–", link(found.baseline.results)])
+    for line in found.lines.values():
+        settings = ", ".join(f"{'τ' if k == 'tau' else k} {v:g}" for k, v in line.settings.items())
+        cells = [percent(line.row.values(m)) for m in shown.values()]
+        other = percent(line.introspective.values("recall@1")) if line.introspective else "–"
+        rows.append([f"`{line.variant}`", settings, *cells, other, link(line.row.results)])
+    return markdown(["variant", "chosen", *shown, "R@1, introspective search", "seeds"], rows)
+
+
+def queries(found: Set, row: Row, metric: str) -> np.ndarray:
+    """``(S, N)`` a metric's value of each query for each seed."""
+    values = []
+    for result in row.results:
+        loaded = load_queries(found.leaderboard / "results", result)
+        assert loaded is not None, result.row
+        values.append(loaded[metric].astype(np.float64))
+    kept = ~np.isnan(values[0])
+    return np.stack(values)[:, kept]
+
+
+def pairs(found: Set) -> Iterator[tuple[str, str]]:
+    """(variant, what it must be compared with): the same but for one thing."""
+    for name in found.lines:
+        variant = variants[name]
+        other = SIMPLER.get(name)
+        if other is None and variant.similarity == "introspective":
+            other = name.removeprefix("idml_").removesuffix("_no_mixup") + ("_mixup" if variant.mixup else "")
+        if other in found.lines:
+            yield name, other
+
+
+def compared(found: Set, first: Row, second: Row) -> dict[str, Difference]:
+    """The difference of two rows in R@1 and MAP@R."""
+    both = {"R@1": "top1", "MAP@R": "map@r"}
+    return {t: difference(queries(found, first, m), queries(found, second, m)) for t, m in both.items()}
+
+
+def shown(d: Difference) -> str:
+    """ "+1.2 [+0.3, +2.0]" in points; bold where the interval leaves 0 out."""
+    text = f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+    return f"**{text}**" if d.distinguishable else text
+
+
+def compare_table(found: Set) -> str:
+    """Paired bootstraps of the pairs that differ in one thing."""
+    rows = []
+    for name, other in pairs(found):
+        d = compared(found, found.lines[name].row, found.lines[other].row)
+        rows.append([f"`{name}` − `{other}`", shown(d["R@1"]), shown(d["MAP@R"])])
+    for name, line in found.lines.items():
+        if line.introspective:
+            d = compared(found, line.introspective, line.row)
+            rows.append([f"`{name}`: introspective − cosine search", shown(d["R@1"]), shown(d["MAP@R"])])
+    if found.baseline:
+        for name in ("pa", "idml"):
+            if name in found.lines:
+                d = compared(found, found.lines[name].row, found.baseline)
+                rows.append([f"`{name}` − features, untrained", shown(d["R@1"]), shown(d["MAP@R"])])
+    return markdown(["difference, points", "R@1", "MAP@R"], rows)
+
+
+def places(values: dict[str, float]) -> dict[str, int]:
+    """1 for the highest."""
+    return {name: 1 + sum(v > values[name] for v in values.values()) for name in values}
+
+
+def tuning_table(found: Set) -> str:
+    """What was tried on held-out training classes, and whether the order there is the order on the test classes."""
+    metric = found.study.choose_by
+    on_validation, on_test = {}, {}
+    for name, line in found.lines.items():
+        best = found.progress.chosen(name)
+        assert best and best.result
+        on_validation[name] = found.progress.score(best.result)
+        on_test[name] = statistics.fmean(line.row.values(metric) or [])
+    first, second = places(on_validation), places(on_test)
+    rows = []
+    for name in sorted(found.lines, key=lambda n: first[n]):
+        tried = []
+        for trial in found.progress.trials(name):
+            assert trial.result
+            setting = " ".join(f"{'τ' if k == 'tau' else k} {v:g}" for k, v in trial.settings.items())
+            value = f"{100 * found.progress.score(trial.result):.1f}"
+            tried.append(f"{setting}: {f'**{value}**' if trial.settings == found.lines[name].settings else value}")
+        place = (str(first[name]), str(second[name]))
+        rows.append([f"`{name}`", "; ".join(tried), place[0], f"{100 * on_test[name]:.1f}", place[1]])
+    title = {"map@r": "MAP@R", "recall@1": "R@1"}.get(metric, metric)
+    header = [
+        "variant",
+        f"trials: {title} on held-out training classes",
+        "place there",
+        f"{title} on test classes",
+        "place",
+    ]
+    scouts = [
+        f"`{n}` {100 * found.progress.score(t.result):.1f} ({t.settings})"
+        for n, t in found.progress.scouted()
+        if t.result
+    ]
+    more = f"\n\nScouts: {'; '.join(scouts)}." if scouts else ""
+    return markdown(header, rows) + more.replace("{'lr': ", "lr ").replace("})", ")")
+
+
+def cost_table(found: Set) -> str:
+    """Training time and what an embedding costs."""
+    rows = []
+    for name, line in found.lines.items():
+        r = line.row.first
+        seconds = [x.provenance.seconds["train"] for x in line.row.results]
+        rows.append(
+            [
+                f"`{name}`",
+                r.training,
+                f"{statistics.fmean(seconds) / 60:.1f}",
+                f"{r.model.parameters / 1e6:.2f}",
+                f"{r.cost['gmacs']:.3f}",
+                f"{r.cost['bytes_per_image']:,.0f}",
+                r.provenance.device + (f", {r.provenance.threads} threads" if "cpu" in r.provenance.device else ""),
+            ]
+        )
+    header = ["variant", "training", "minutes", "M parameters", "GMACs", "bytes per image", "trained on"]
+    return markdown(header, rows)
+
+
+def verdict(name: str, other: str, d: dict[str, Difference]) -> str:
+    """A sentence that the intervals allow, and no more."""
+    said = []
+    for metric, x in d.items():
+        how = "cannot be told apart in" if not x.distinguishable else "is better in" if x.mean > 0 else "is worse in"
+        said.append((how, f"{metric} ({shown(x).replace('**', '')})"))
+    grouped = [f"{how} {' and '.join(m for h, m in said if h == how)}" for how in dict.fromkeys(h for h, _ in said)]
+    return f"`{name}` against `{other}`: {', '.join(grouped)}."
+
+
+def findings(found: Set) -> str:
+    """What the numbers of one set say, as sentences made of them."""
+    lines = [f"- {verdict(n, o, compared(found, found.lines[n].row, found.lines[o].row))}" for n, o in pairs(found)]
+    for name, line in found.lines.items():
+        level, free = line.row.values("auroc_level"), line.row.values("auroc_top1_similarity")
+        if not level or not free:
+            continue
+        pairwise = [a - b for a, b in zip(level, free, strict=True)]
+        better = "above" if min(pairwise) > 0 else "below" if max(pairwise) < 0 else "not consistently above or below"
+        text = (
+            f"- ‖u‖ of `{name}` tells wrong nearest neighbours with AUROC {percent(level)} (chance: 50), {better} the "
+        )
+        text += f"similarity of that neighbour, which is free ({percent(free)}), over the {len(level)} seeds."
+        if severity := line.row.values("spearman_severity"):
+            text += f" Its rank correlation with the known severity is {percent(severity)} hundredths."
+        if steps := rises(line.row):
+            text += f" Its mean rises in {steps[0]} of {steps[1]} steps of severity of the corruptions."
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def rises(row: Row) -> tuple[int, int] | None:
+    """In how many of the steps from one severity to the next the mean level over seeds rises; None without curves."""
+    up = count = 0
+    for kind in row.first.corruptions:
+        levels = [statistics.fmean(r.corruptions[kind][s]["level"] for r in row.results) for s in SEVERITIES]
+        up += sum(b > a for a, b in itertools.pairwise(levels))
+        count += len(levels) - 1
+    return (up, count) if count else None
+
+
+def across(sets: list[Set]) -> str:
+    """Where introspection helps, over the sets."""
+    rows = []
+    for found in sets:
+        for name in ("idml", "idml_no_mixup", "idml_released"):
+            other = SIMPLER[name]
+            if name in found.lines and other in found.lines:
+                d = compared(found, found.lines[name].row, found.lines[other].row)
+                row = found.lines[name].row
+                values = [percent(row.values(m)) for m in ("auroc_level", "auroc_top1_similarity")]
+                cells = [f"`{name}` − `{other}`", shown(d["R@1"]), shown(d["MAP@R"]), *values]
+                rows.append([found.benchmark, *cells])
+    return markdown(["set", "difference, points", "R@1", "MAP@R", "AUROC ‖u‖", "AUROC −sim"], rows)
+
+
+BLOCKS = {
+    "rows": rows_table,
+    "compare": compare_table,
+    "tuning": tuning_table,
+    "cost": cost_table,
+    "findings": findings,
+}
+
+
+def page(text: str, sets: list[Set]) -> str:
+    """The page with every generated block replaced; ValueError for a block of a set that has no results."""
+    known = {found.benchmark: found for found in sets}
+
+    def block(match: re.Match[str]) -> str:
+        what, _, name = match[1].partition(" ")
+        if what == "across":
+            content = across(sets)
+        elif what in BLOCKS and name in known:
+            content = BLOCKS[what](known[name])
+        else:
+            raise ValueError(f"no block {match[1]!r}: {', '.join(BLOCKS)} of {', '.join(known) or 'no set yet'}")
+        return f"<!-- made: {match[1]} -->\n{content}\n<!-- end -->"
+
+    return re.sub(r"<!-- made: ([\w ]+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def title_of(found: Set) -> str:
+    """Of its benchmark, for people."""
+    return benchmarks[found.benchmark].title if found.benchmark in benchmarks else found.benchmark
+
+
+def _colours(found: Set) -> dict[str, tuple[str, str]]:
+    """A colour and a dash for each variant."""
+    return {n: (COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "--") for i, n in enumerate(found.lines)}
+
+
+def draw_risk(found: Set, path: Path) -> None:
+    """Risk against coverage: by the level, and by the free baseline of the same row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    highest = 0.0
+    for name, (colour, dash) in _colours(found).items():
+        row = found.lines[name].row
+        for axis, score in zip(axes, ("level", "top1_similarity"), strict=True):
+            if score == "level" and not row.values("auroc_level"):
+                continue
+            loaded = [load_queries(found.leaderboard / "results", r) for r in row.results]
+            curves = [risk(values, score) for values in loaded if values is not None]
+            mean = 100 * np.mean([r for _, r in curves], axis=0)
+            part = curves[0][0] > 0.02
+            axis.plot(curves[0][0][part], mean[part], dash, color=colour, label=name, linewidth=1.6)
+            highest = max(highest, float(mean[part].max()))
+    for axis, title in zip(axes, ("by ‖u‖", "by −similarity of the nearest, which is free"), strict=True):
+        axis.set(
+            title=title,
+            xlabel="coverage: share of queries answered, surest first",
+            xlim=(0, 1),
+            ylim=(0, 1.05 * highest),
+        )
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("risk: wrong nearest neighbours among them, %")
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.suptitle(title_of(found))
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+
+
+def draw_corruptions(found: Set, path: Path) -> bool:
+    """R@1 and mean level against severity; whether there was anything to draw."""
+    from matplotlib.figure import Figure
+
+    kinds = list(dict.fromkeys(k for line in found.lines.values() for k in line.row.first.corruptions))
+    if not kinds:
+        return False
+    figure = Figure(figsize=(3.4 * len(kinds), 6), layout="constrained")
+    axes = figure.subplots(2, len(kinds), squeeze=False, sharex=True, sharey="row")
+    for name, (colour, dash) in _colours(found).items():
+        row = found.lines[name].row
+        for i, kind in enumerate(k for k in kinds if k in row.first.corruptions):
+            for axis, what, scale in ((axes[0, i], "recall@1", 100), (axes[1, i], "level", 1)):
+                if what == "level" and not row.values("auroc_level"):
+                    continue
+                curves = np.array([[r.corruptions[kind][s][what] for s in SEVERITIES] for r in row.results])
+                if what == "level":
+                    curves /= curves[:, :1]  # heads differ in scale
+                axis.plot(range(1, 6), scale * curves.mean(0), dash, color=colour, label=name, linewidth=1.6)
+            axes[0, i].set_title(kind)
+            axes[1, i].set_xlabel("severity")
+    axes[0, 0].set_ylabel("R@1 of corrupted queries, %")
+    axes[1, 0].set_ylabel("mean ‖u‖, over that at severity 1")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.set_xticks(range(1, 6))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.suptitle(title_of(found))
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--studies", type=Path, default=STUDIES)
+    parser.add_argument("--leaderboard", type=Path, default=LEADERBOARD)
+    args = parser.parse_args(arguments)
+    sets = read_sets(args.studies, args.leaderboard)
+    old = args.page.read_text(encoding="utf-8")
+    new = page(old, sets)
+    if args.check:
+        print(f"{args.page.name}: {'agrees with' if new == old else 'differs from'} the result files")
+        return int(new != old)
+    args.page.write_text(new, encoding="utf-8")
+    pictures = args.page.with_suffix("")
+    pictures.mkdir(exist_ok=True)
+    for found in sets:
+        draw_risk(found, pictures / f"{found.benchmark}-risk.png")
+        draw_corruptions(found, pictures / f"{found.benchmark}-corruptions.png")
+    print(f"{args.page}: {', '.join(found.benchmark for found in sets) or 'no set yet'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
