@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo import cli_data, cli_hub, cli_results
+from idml_zoo import cli_data, cli_hub, cli_results, cli_search
 from idml_zoo.cli_model import add_model, open_model
 from idml_zoo.version import __version__
 
@@ -252,6 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--device", help="default: cuda where there is one")
     one.set_defaults(run=_gallery)
 
+    cli_search.add_parser(commands)
     cli_data.add_parser(commands)
     cli_results.add_parser(commands)
     cli_hub.add_parsers(commands)

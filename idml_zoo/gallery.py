@@ -213,7 +213,8 @@ def draw_map(path: Path, places: np.ndarray, level: np.ndarray, wrong: np.ndarra
     return path
 
 
-def _data(image: Image) -> str:
+def data_url(image: Image) -> str:
+    """A picture as a URL that holds it."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -223,18 +224,20 @@ def _figure(split: Split, row: int, kind: str, text: str, hint: str) -> str:
     name = escape(split.class_names[int(split.labels[row])])
     mark = {"right": "✓ ", "wrong": "✗ ", "query": ""}[kind]
     return (
-        f'<figure class="{kind}" title="{escape(hint)}"><img src="{_data(_tile(split, row, _SIDE))}" width="{_SIDE}" '
-        f'height="{_SIDE}" alt="{kind}: {name}, image {row}"><figcaption>{mark}{text}<br>{name}</figcaption></figure>'
+        f'<figure class="{kind}" title="{escape(hint)}"><img src="{data_url(_tile(split, row, _SIDE))}" '
+        f'width="{_SIDE}" height="{_SIDE}" alt="{kind}: {name}, image {row}">'
+        f"<figcaption>{mark}{text}<br>{name}</figcaption></figure>"
     )
 
 
-_STYLE = """:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #57606a; }
+STYLE = """:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #57606a; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --paper: #14181c; --soft: #a3acb5; } }
 body { margin: 0 auto; padding: 1rem; max-width: 90rem; font: 1rem/1.45 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); }
 .row { display: flex; gap: .6rem; overflow-x: auto; padding: .4rem 0; } figure { margin: 0; flex: none; width: 104px; }
 figure img { border: 4px solid transparent; border-radius: .2rem; } .query { margin-right: 1rem; }
-.query img { border-color: #8a8f94; } .right img { border-color: #0a7d44; } .wrong img { border: 4px dashed #c62828; }
+.query img, .near img { border-color: #8a8f94; }
+.right img { border-color: #0a7d44; } .wrong img { border: 4px dashed #c62828; }
 figcaption { font-size: .78rem; color: var(--soft); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .map { max-width: 100%; height: auto; background: #fff; }"""
 
@@ -259,7 +262,7 @@ def html_page(title: str, split: Split, gallery: Gallery, similarity: str, pictu
     share = 100 * float(gallery.wrong.mean())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{_STYLE}</style></head><body>
+<title>{escape(title)}</title><style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <p>Each row: a query with its uncertainty level ‖u‖, then its nearest neighbours, framed green (✓, the query's class)
 or red and dashed (✗), with the {measure}. Of {len(gallery.wrong):,} queries the nearest neighbour is wrong for

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_folder
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"(?:<!-- not run: ([^>]+) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -38,6 +38,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("clone")
     for name in ("idml_zoo", "recipes", "leaderboard"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    make_folder(place / "photos")  # what a reader has, too
+    shutil.copy(place / "photos" / "class_0" / "0.png", place / "photo.jpg")
     return place
 
 
