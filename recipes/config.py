@@ -77,6 +77,7 @@ class Config:
     proxy_uncertainty: str = "zero"  # zero | learned
     # optimisation
     epochs: int = 60
+    max_steps: int = 0  # end after so many steps, to try or time a recipe; 0: after the epochs
     batch_size: int = 120  # over all processes
     lr: float = 6e-4
     proxy_lr_multiplier: float = 100.0
@@ -159,6 +160,8 @@ class Config:
             raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.shard and (self.ema_decay or self.compile != "no" or self.cache_features):
             raise ConfigError("shard goes without ema_decay, compile and cache_features")
+        if self.max_steps < 0:
+            raise ConfigError(f"max_steps must be 0 or more, got {self.max_steps}")
         if self.profile_steps < 0:
             raise ConfigError(f"profile_steps must be 0 or more, got {self.profile_steps}")
         if self.validate_every < 0 or self.patience < 0:

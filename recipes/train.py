@@ -264,7 +264,7 @@ def run(config: Config) -> list[Result]:
             )
 
     with bar, resume.Asked() as asked, profiled(config.profile_steps if main else 0, folder) as profiler:
-        total = config.epochs * loading.steps
+        total = min(config.epochs * loading.steps, config.max_steps or sys.maxsize)
         task = bar.add_task("train", total=total, completed=step, epoch=first, rate=0.0, loss=float("nan"))
         for epoch in range(first, config.epochs):
             model.backbone_frozen = config.freeze_backbone or epoch < config.warmup_epochs
@@ -325,6 +325,8 @@ def run(config: Config) -> list[Result]:
                     save(epoch, batch)
                     if stop:
                         raise resume.Stopped(f"stopped after step {step}; the same command goes on from there")
+                if step == total:
+                    break
             scheduler.step()
             check()  # before anything of it is saved
             begun = 0
@@ -338,7 +340,7 @@ def run(config: Config) -> list[Result]:
                 if main:
                     append_row(validation_log, {"epoch": epoch + 1, "step": step, **found})
                     accelerator.log({f"validation/{k}": v for k, v in found.items()}, step=step)
-            ended = epoch + 1 == config.epochs or bool(config.patience and stale >= config.patience)
+            ended = step == total or bool(config.patience and stale >= config.patience)
             if main:
                 about_it = {"benchmark": benchmark.name, "variant": config.variant, "seed": config.seed}
                 about_it |= {"epoch": epoch + 1, "pretrained": about["pretrained"]}
@@ -370,9 +372,8 @@ def run(config: Config) -> list[Result]:
     bank = embed(final, measured, model.transform, share=world > 1, **how)  # shared out; what follows is fast on one
     took = time.perf_counter() - tick
     if main:
-        text = (
-            f"{trained_epochs} epochs at {model.transform.image_size} px, batch {config.batch_size}, lr {config.lr:g}"
-        )
+        text = f"{step} steps" if config.max_steps else f"{trained_epochs} epochs"
+        text += f" at {model.transform.image_size} px, batch {config.batch_size}, lr {config.lr:g}"
         if variant.similarity == "introspective" and config.tau != Config.tau:
             text += f", τ {config.tau:g}"
         both = config.similarity == "both" and variant.head not in ("semantic", "features")

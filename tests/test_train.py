@@ -39,6 +39,15 @@ def tiny(folder, *more: str) -> list[str]:
     return ["--config", str(ROOT / "recipes" / "cub_resnet50.yaml"), *TINY, "warmup_epochs=1", *where, *more]
 
 
+def test_a_run_may_end_after_some_steps(tmp_path):
+    more = ["variant=pa", "batch_size=4", "epochs=3", "max_steps=4", "validate_every=1", "log_every=3"]
+    assert train.main(tiny(tmp_path, *more, "train_classes=0-3", "test_classes=4-5", "val_classes=0.5")) == 0
+    (result,) = read_results(tmp_path / "board" / "results")
+    assert result.training.startswith("4 steps at 32 px")
+    log = tmp_path / "runs" / "mine" / "pa-test_resnet-32px" / "seed0" / "log.csv"
+    assert [int(r["step"]) for r in csv.DictReader(log.read_text().splitlines())] == [1, 3, 4], "two steps an epoch"
+
+
 OTHERS = ["vmf", "loss_prediction", "proxy_nca", "idml_contrastive", "triplet_mixup", "idml_margin"]
 OTHERS += ["fastap", "idml_fastap_no_mixup", "idml_multi_similarity"]
 
