@@ -89,6 +89,7 @@ class Config:
     clip_value: float = 10.0
     freeze_batchnorm: bool = True  # running statistics stay; the affine parameters train after the warm-up
     mixed_precision: str = "no"  # no | bf16 | fp16
+    fused: bool = False  # AdamW in one kernel: quicker on a GPU, and other in its last bits
     accumulate: int = 1  # pieces that each process goes through its part of a batch in; losses over pairs see a piece
     gradient_checkpointing: bool = False  # less memory, more time; unfrozen batch-norm sees each batch twice
     shard: bool = False  # weights, gradients and optimiser states over the processes (FSDP2) instead of copies (DDP)

@@ -148,7 +148,9 @@ def run(config: Config) -> list[Result]:
     if sharded:
         final = copy.deepcopy(model).to(accelerator.device)
         shard(model.to(accelerator.device), criterion.to(accelerator.device), accelerator.device)
-    optimizer: Any = torch.optim.AdamW(parameter_groups(config, model, criterion), weight_decay=config.weight_decay)
+    optimizer: Any = torch.optim.AdamW(
+        parameter_groups(config, model, criterion), weight_decay=config.weight_decay, fused=config.fused or None
+    )
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, config.lr_step, config.lr_gamma)
 
     # where things go

@@ -161,10 +161,11 @@ def test_the_number_of_workers_makes_no_difference(tmp_path):
     assert all(torch.equal(two[k], none[k]) for k in none)
 
 
-def test_gradient_checkpointing_and_compiling_change_nothing_but_rounding(tmp_path):
+def test_gradient_checkpointing_compiling_and_fusing_change_nothing_but_rounding(tmp_path):
     fixed = ["variant=pa", "freeze_batchnorm=true"]  # else checkpointing updates the running statistics twice
     plain = trained(tmp_path, "plain", *fixed)
-    for name, more in (("less", "gradient_checkpointing=true"), ("compiled", "compile=aot_eager")):
+    ways = {"less": "gradient_checkpointing=true", "compiled": "compile=aot_eager", "fused": "fused=true"}
+    for name, more in ways.items():
         other = trained(tmp_path, name, *fixed, more)
         off = torch.cat([(plain[k] - other[k]).abs().flatten() for k in plain if plain[k].is_floating_point()])
         assert off.mean() < 1e-5, name
