@@ -71,6 +71,9 @@ class Config:
     backbone_trains: str = (
         ""  # a regular expression: only these parameters of the backbone train: 'blocks\\.1[01]|norm'
     )
+    lora_rank: int = 0  # of LoRA on a frozen backbone; 0: none
+    lora_alpha: float = 16.0
+    lora_targets: str = r"attn\.(qkv|proj)$"  # a regular expression: which linear layers
     # loss
     loss_options: dict[str, Any] = field(default_factory=dict)  # of the variant's loss: {margin: 0.1, scale: 32}
     tau: float = 5.0
@@ -179,6 +182,12 @@ class Config:
             )
         if self.cache_features and (self.stream or self.augment_on_device):
             raise ConfigError("cache_features takes the training images as they are: no stream, no augment_on_device")
+        if self.lora_rank < 0 or self.lora_alpha <= 0:
+            raise ConfigError(
+                f"lora_rank must be 0 or more and lora_alpha above 0, got {self.lora_rank}, {self.lora_alpha}"
+            )
+        if self.lora_rank and (self.freeze_backbone or self.backbone_trains or self.ema_decay or self.shard):
+            raise ConfigError("lora_rank goes without freeze_backbone, backbone_trains, ema_decay and shard")
         if self.freeze_backbone and self.backbone_trains:
             raise ConfigError("freeze_backbone and backbone_trains exclude each other")
         if self.checkpoint_every < 0:

@@ -32,6 +32,7 @@ from config import QUICKSTART, Config, ConfigError, load_config
 from cpu import keep_memory, share_cores
 from filelock import FileLock, Timeout
 from loading import build_loading, load_benchmark
+from lora import add_lora, merge
 from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
@@ -142,8 +143,12 @@ def run(config: Config) -> list[Result]:
         proxy_uncertainty=config.proxy_uncertainty,
         **config.loss_options,
     )
-    # what is saved and measured: the network itself, but for a moving average of its weights, or a whole copy of shards
+    # what is saved and measured: the network itself, but for a moving average of its weights, or a copy that shards are
+    # put together in, or that LoRA is merged into
     final = model
+    if config.lora_rank:
+        final = copy.deepcopy(model).to(accelerator.device)
+        add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
     sharded = config.shard and world > 1
     if sharded:
         final = copy.deepcopy(model).to(accelerator.device)
@@ -335,6 +340,8 @@ def run(config: Config) -> list[Result]:
             improved = False
             if sharded:
                 copy_whole(model, final)
+            if config.lora_rank:
+                merge(model, final)
             if held_out is not None and config.validate_every and (epoch + 1) % config.validate_every == 0:
                 found = validate(final, held_out, accelerator.device, workers, main)
                 improved = found["recall@1"] > best["recall@1"]

@@ -3,7 +3,7 @@
     python tests/benchmarks/sop_scale.py [--steps 100] [--folder DIR] [key=value …]
 
 Generates JPEG images in the shape of the data set, once: 59,551 of 11,318 classes to train and 60,502 of 11,316 others
-to measure, 2 to 12 of a class, 224 px and about 5 kB each. Then runs recipes/sop_resnet50.yaml on them for some steps,
+to measure, 2 to 12 of a class, 224 px and about 10 kB each. Then runs recipes/sop_resnet50.yaml on them for some steps,
 and its whole evaluation. Pictures are smooth colours with noise, of one layout for each class: what is learned means
 nothing. Overrides go to the recipe; without a GPU: backbone_weights=none backbone=test_resnet image_size=64.
 """
