@@ -133,9 +133,8 @@ def queries(found: Set, row: Row, metric: str) -> np.ndarray:
     for result in row.results:
         loaded = load_queries(found.leaderboard / "results", result)
         assert loaded is not None, result.row
-        values.append(loaded[metric].astype(np.float64))
-    kept = ~np.isnan(values[0])
-    return np.stack(values)[:, kept]
+        values.append(loaded[metric].astype(np.float64)[~np.isnan(loaded["map@r"])])  # NaN: alone in its class
+    return np.stack(values)
 
 
 def pairs(found: Set) -> Iterator[tuple[str, str]]:
