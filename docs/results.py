@@ -148,15 +148,18 @@ def pairs(found: Set) -> Iterator[tuple[str, str]]:
             yield name, other
 
 
-def compared(found: Set, first: Row, second: Row) -> dict[str, Difference]:
-    """The difference of two rows in R@1 and MAP@R."""
-    both = {"R@1": "top1", "MAP@R": "map@r"}
-    return {t: difference(queries(found, first, m), queries(found, second, m)) for t, m in both.items()}
+def compared(found: Set, first: Row, second: Row, same_weights: bool = False) -> dict[str, Difference]:
+    """The difference of two rows in R@1 and MAP@R; of the same weights, a seed is compared with itself."""
+    made = {}
+    for title, metric in {"R@1": "top1", "MAP@R": "map@r"}.items():
+        a, b = queries(found, first, metric), queries(found, second, metric)
+        made[title] = difference(a - b, np.zeros_like(a)) if same_weights else difference(a, b)
+    return made
 
 
 def shown(d: Difference) -> str:
-    """ "+1.2 [+0.3, +2.0]" in points; bold where the interval leaves 0 out."""
-    text = f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+    """ "+1.20 [+0.31, +2.04]" in points; bold where the interval leaves 0 out."""
+    text = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
     return f"**{text}**" if d.distinguishable else text
 
 
@@ -168,7 +171,7 @@ def compare_table(found: Set) -> str:
         rows.append([f"`{name}` − `{other}`", shown(d["R@1"]), shown(d["MAP@R"])])
     for name, line in found.lines.items():
         if line.introspective:
-            d = compared(found, line.introspective, line.row)
+            d = compared(found, line.introspective, line.row, same_weights=True)
             rows.append([f"`{name}`: introspective − cosine search", shown(d["R@1"]), shown(d["MAP@R"])])
     if found.baseline:
         for name in ("pa", "idml"):
@@ -399,6 +402,37 @@ def draw_corruptions(found: Set, path: Path) -> bool:
     return True
 
 
+def draw_severity(found: Set, path: Path) -> bool:
+    """R@1 and mean level by fifths of the severity that a benchmark's images are degraded by, where it is known."""
+    from matplotlib.figure import Figure
+
+    if found.benchmark not in benchmarks or not benchmarks[found.benchmark].embedded:
+        return False
+    severity = benchmarks[found.benchmark].splits().test.extras["severity"]
+    fifths = np.array_split(np.argsort(severity, kind="stable"), 5)
+    middles = [float(np.mean(severity[part])) for part in fifths]
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for name, (colour, dash) in _colours(found).items():
+        row = found.lines[name].row
+        for axis, what in zip(axes, ("top1", "level"), strict=True):
+            if what == "level" and not row.values("auroc_level"):
+                continue
+            loaded = [load_queries(found.leaderboard / "results", r) for r in row.results]
+            curves = np.array([[float(v[what][part].mean()) for part in fifths] for v in loaded if v is not None])
+            curves = 100 * curves if what == "top1" else curves / curves[:, :1]  # heads differ in scale
+            axis.plot(middles, curves.mean(0), dash, color=colour, label=name, linewidth=1.6, marker="o", markersize=3)
+    axes[0].set(ylabel="R@1, %", xlabel="severity, mean of each fifth of the images")
+    axes[1].set(ylabel="mean ‖u‖, over that of the first fifth", xlabel="severity, mean of each fifth of the images")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.suptitle(title_of(found))
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+    return True
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
@@ -418,6 +452,7 @@ def main(arguments: list[str] | None = None) -> int:
     for found in sets:
         draw_risk(found, pictures / f"{found.benchmark}-risk.png")
         draw_corruptions(found, pictures / f"{found.benchmark}-corruptions.png")
+        draw_severity(found, pictures / f"{found.benchmark}-severity.png")
     print(f"{args.page}: {', '.join(found.benchmark for found in sets) or 'no set yet'}")
     return 0
 

@@ -11,10 +11,9 @@ sys.path.insert(0, str(ROOT / "docs"))
 import introspection
 
 
-def test_the_page_agrees_with_the_result_files():
-    done = subprocess.run(
-        [sys.executable, "docs/introspection.py", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("script", ["introspection", "results"])
+def test_the_page_agrees_with_the_result_files(script):
+    done = subprocess.run([sys.executable, f"docs/{script}.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -36,3 +35,11 @@ def test_risk_is_the_share_of_wrong_ones_among_the_surest():
 def test_the_figure_is_drawn(tmp_path):
     introspection.draw(ROOT / "leaderboard" / "results", ["glyphs"], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 20_000
+
+
+def test_severity_is_drawn_where_it_is_known(tmp_path):
+    import results
+
+    for found in results.read_sets():
+        path = tmp_path / f"{found.benchmark}.png"
+        assert results.draw_severity(found, path) == found.benchmark.startswith("glyphs") == path.exists()

@@ -120,14 +120,18 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
         assert f"| {np.mean(recall):.1f} ± {np.std(recall, ddof=1):.1f} |" in row
         assert f"results/{rows[1].path('')})" in row, "every number has its file"
     off = 100 * np.subtract(*(np.mean([r.metrics["recall@1"] for r in by_variant[v]]) for v in ("idml_no_mixup", "pa")))
-    assert f"| `idml_no_mixup` − `pa` | {off:+.1f} [" in blocks["compare mine"].replace("**", "")
+    assert f"| `idml_no_mixup` − `pa` | {off:+.2f} [" in blocks["compare mine"].replace("**", "")
     assert "`idml_proxy_nca_no_mixup` − `proxy_nca`" in blocks["compare mine"]
+    (found,) = results.read_sets(folder, folder / "board")
+    row = found.lines["pa"].row
+    apart, together = (results.compared(found, row, row, same)["R@1"] for same in (False, True))
+    assert together.low == together.high == 0 and apart.low < 0 < apart.high, "seeds differ, but not from themselves"
     assert f"`idml_no_mixup` against `pa`: {'is' if '**' in blocks['across'] else 'cannot'}" in blocks["findings mine"]
     assert " of 4 steps of severity" in blocks["findings mine"]
     assert blocks["tuning mine"].count("**") == 2 * 4 and "Scouts: `proxy_nca`" in blocks["tuning mine"]
     assert (tmp_path / "results" / "mine-risk.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "mine-corruptions.png").stat().st_size > 10_000
-    page.write_text(text.replace(f"{off:+.1f} [", f"{off + 1:+.1f} ["))
+    page.write_text(text.replace(f"{off:+.2f} [", f"{off + 1:+.2f} ["))
     assert results.main([*arguments, "--check"]) == 1
     page.write_text("<!-- made: rows moon -->\n<!-- end -->")
     with pytest.raises(ValueError, match="no block 'rows moon'"):
@@ -137,9 +141,9 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("mean", "low", "high", "says"),
     [
-        (0.02, 0.01, 0.03, "is better in R@1 (+2.0 [+1.0, +3.0])"),
-        (-0.02, -0.03, -0.01, "is worse in R@1 (-2.0 [-3.0, -1.0])"),
-        (0.02, -0.01, 0.03, "cannot be told apart in R@1 (+2.0 [-1.0, +3.0])"),
+        (0.02, 0.01, 0.03, "is better in R@1 (+2.00 [+1.00, +3.00])"),
+        (-0.02, -0.03, -0.01, "is worse in R@1 (-2.00 [-3.00, -1.00])"),
+        (0.02, -0.01, 0.03, "cannot be told apart in R@1 (+2.00 [-1.00, +3.00])"),
     ],
 )
 def test_a_finding_says_what_its_interval_allows(mean, low, high, says):
