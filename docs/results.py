@@ -22,12 +22,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from config import load_config
-from introspection import COLOURS, risk
+from results_figures import draw_corruptions, draw_risk, draw_severity
 from study import Progress, Study, read_study
 
+from idml_zoo.card import markdown_table
 from idml_zoo.compare import Difference, difference, load_queries
 from idml_zoo.leaderboard import Row, percent
-from idml_zoo.registry import benchmarks
 from idml_zoo.results import SEVERITIES, Result, read_results
 from idml_zoo.variants import variants
 
@@ -86,8 +86,12 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
             finals, best = progress.finals(variant), progress.chosen(variant)
             results = [result for _, result in finals if result]
             if best and results and len(results) == len(finals):
+                weights = {r.provenance.weights_sha256 for r in results}
                 twins = [
-                    r for r in known if r.benchmark == config.benchmark and r.row == f"{results[0].row}-introspective"
+                    r
+                    for r in known
+                    if (r.benchmark, r.row) == (config.benchmark, f"{results[0].row}-introspective")
+                    and r.provenance.weights_sha256 in weights
                 ]
                 twin = Row(tuple(sorted(twins, key=lambda r: r.seed))) if len(twins) == len(results) else None
                 lines[variant] = Line(variant, best.settings, Row(tuple(results)), twin)
@@ -100,10 +104,9 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
     return sets
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
+def said(settings: dict[str, float]) -> str:
+    """ "lr 0.002, τ 5"."""
+    return ", ".join(f"{'τ' if k == 'tau' else k} {v:g}" for k, v in settings.items())
 
 
 def link(results: Sequence[Result]) -> str:
@@ -120,11 +123,10 @@ def rows_table(found: Set) -> str:
         cells = [percent(found.baseline.values(m)) for m in shown.values()]
         rows.append(["features, untrained", "–", *cells, "–", link(found.baseline.results)])
     for line in found.lines.values():
-        settings = ", ".join(f"{'τ' if k == 'tau' else k} {v:g}" for k, v in line.settings.items())
         cells = [percent(line.row.values(m)) for m in shown.values()]
         other = percent(line.introspective.values("recall@1")) if line.introspective else "–"
-        rows.append([f"`{line.variant}`", settings, *cells, other, link(line.row.results)])
-    return markdown(["variant", "chosen", *shown, "R@1, introspective search", "seeds"], rows)
+        rows.append([f"`{line.variant}`", said(line.settings), *cells, other, link(line.row.results)])
+    return markdown_table(["variant", "chosen", *shown, "R@1, introspective search", "seeds"], rows)
 
 
 def queries(found: Set, row: Row, metric: str) -> np.ndarray:
@@ -178,7 +180,7 @@ def compare_table(found: Set) -> str:
             if name in found.lines:
                 d = compared(found, found.lines[name].row, found.baseline)
                 rows.append([f"`{name}` − features, untrained", shown(d["R@1"]), shown(d["MAP@R"])])
-    return markdown(["difference, points", "R@1", "MAP@R"], rows)
+    return markdown_table(["difference, points", "R@1", "MAP@R"], rows)
 
 
 def places(values: dict[str, float]) -> dict[str, int]:
@@ -201,9 +203,10 @@ def tuning_table(found: Set) -> str:
         tried = []
         for trial in found.progress.trials(name):
             assert trial.result
-            setting = " ".join(f"{'τ' if k == 'tau' else k} {v:g}" for k, v in trial.settings.items())
             value = f"{100 * found.progress.score(trial.result):.1f}"
-            tried.append(f"{setting}: {f'**{value}**' if trial.settings == found.lines[name].settings else value}")
+            tried.append(
+                f"{said(trial.settings)}: {f'**{value}**' if trial.settings == found.lines[name].settings else value}"
+            )
         place = (str(first[name]), str(second[name]))
         rows.append([f"`{name}`", "; ".join(tried), place[0], f"{100 * on_test[name]:.1f}", place[1]])
     title = {"map@r": "MAP@R", "recall@1": "R@1"}.get(metric, metric)
@@ -215,12 +218,12 @@ def tuning_table(found: Set) -> str:
         "place",
     ]
     scouts = [
-        f"`{n}` {100 * found.progress.score(t.result):.1f} ({t.settings})"
+        f"`{n}` {100 * found.progress.score(t.result):.1f} ({said(t.settings)})"
         for n, t in found.progress.scouted()
         if t.result
     ]
     more = f"\n\nScouts: {'; '.join(scouts)}." if scouts else ""
-    return markdown(header, rows) + more.replace("{'lr': ", "lr ").replace("})", ")")
+    return markdown_table(header, rows) + more
 
 
 def cost_table(found: Set) -> str:
@@ -241,7 +244,7 @@ def cost_table(found: Set) -> str:
             ]
         )
     header = ["variant", "training", "minutes", "M parameters", "GMACs", "bytes per image", "trained on"]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def verdict(name: str, other: str, d: dict[str, Difference]) -> str:
@@ -297,7 +300,7 @@ def across(sets: list[Set]) -> str:
                 values = [percent(row.values(m)) for m in ("auroc_level", "auroc_top1_similarity")]
                 cells = [f"`{name}` − `{other}`", shown(d["R@1"]), shown(d["MAP@R"]), *values]
                 rows.append([found.benchmark, *cells])
-    return markdown(["set", "difference, points", "R@1", "MAP@R", "AUROC ‖u‖", "AUROC −sim"], rows)
+    return markdown_table(["set", "difference, points", "R@1", "MAP@R", "AUROC ‖u‖", "AUROC −sim"], rows)
 
 
 BLOCKS = {
@@ -324,113 +327,6 @@ def page(text: str, sets: list[Set]) -> str:
         return f"<!-- made: {match[1]} -->\n{content}\n<!-- end -->"
 
     return re.sub(r"<!-- made: ([\w ]+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
-
-
-def title_of(found: Set) -> str:
-    """Of its benchmark, for people."""
-    return benchmarks[found.benchmark].title if found.benchmark in benchmarks else found.benchmark
-
-
-def _colours(found: Set) -> dict[str, tuple[str, str]]:
-    """A colour and a dash for each variant."""
-    return {n: (COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "--") for i, n in enumerate(found.lines)}
-
-
-def draw_risk(found: Set, path: Path) -> None:
-    """Risk against coverage: by the level, and by the free baseline of the same row."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    highest = 0.0
-    for name, (colour, dash) in _colours(found).items():
-        row = found.lines[name].row
-        for axis, score in zip(axes, ("level", "top1_similarity"), strict=True):
-            if score == "level" and not row.values("auroc_level"):
-                continue
-            loaded = [load_queries(found.leaderboard / "results", r) for r in row.results]
-            curves = [risk(values, score) for values in loaded if values is not None]
-            mean = 100 * np.mean([r for _, r in curves], axis=0)
-            part = curves[0][0] > 0.02
-            axis.plot(curves[0][0][part], mean[part], dash, color=colour, label=name, linewidth=1.6)
-            highest = max(highest, float(mean[part].max()))
-    for axis, title in zip(axes, ("by ‖u‖", "by −similarity of the nearest, which is free"), strict=True):
-        axis.set(
-            title=title,
-            xlabel="coverage: share of queries answered, surest first",
-            xlim=(0, 1),
-            ylim=(0, 1.05 * highest),
-        )
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("risk: wrong nearest neighbours among them, %")
-    handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(title_of(found))
-    figure.savefig(path, dpi=110, metadata={"Software": ""})
-
-
-def draw_corruptions(found: Set, path: Path) -> bool:
-    """R@1 and mean level against severity; whether there was anything to draw."""
-    from matplotlib.figure import Figure
-
-    kinds = list(dict.fromkeys(k for line in found.lines.values() for k in line.row.first.corruptions))
-    if not kinds:
-        return False
-    figure = Figure(figsize=(3.4 * len(kinds), 6), layout="constrained")
-    axes = figure.subplots(2, len(kinds), squeeze=False, sharex=True, sharey="row")
-    for name, (colour, dash) in _colours(found).items():
-        row = found.lines[name].row
-        for i, kind in enumerate(k for k in kinds if k in row.first.corruptions):
-            for axis, what, scale in ((axes[0, i], "recall@1", 100), (axes[1, i], "level", 1)):
-                if what == "level" and not row.values("auroc_level"):
-                    continue
-                curves = np.array([[r.corruptions[kind][s][what] for s in SEVERITIES] for r in row.results])
-                if what == "level":
-                    curves /= curves[:, :1]  # heads differ in scale
-                axis.plot(range(1, 6), scale * curves.mean(0), dash, color=colour, label=name, linewidth=1.6)
-            axes[0, i].set_title(kind)
-            axes[1, i].set_xlabel("severity")
-    axes[0, 0].set_ylabel("R@1 of corrupted queries, %")
-    axes[1, 0].set_ylabel("mean ‖u‖, over that at severity 1")
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        axis.set_xticks(range(1, 6))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(title_of(found))
-    figure.savefig(path, dpi=110, metadata={"Software": ""})
-    return True
-
-
-def draw_severity(found: Set, path: Path) -> bool:
-    """R@1 and mean level by fifths of the severity that a benchmark's images are degraded by, where it is known."""
-    from matplotlib.figure import Figure
-
-    if found.benchmark not in benchmarks or not benchmarks[found.benchmark].embedded:
-        return False
-    severity = benchmarks[found.benchmark].splits().test.extras["severity"]
-    fifths = np.array_split(np.argsort(severity, kind="stable"), 5)
-    middles = [float(np.mean(severity[part])) for part in fifths]
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for name, (colour, dash) in _colours(found).items():
-        row = found.lines[name].row
-        for axis, what in zip(axes, ("top1", "level"), strict=True):
-            if what == "level" and not row.values("auroc_level"):
-                continue
-            loaded = [load_queries(found.leaderboard / "results", r) for r in row.results]
-            curves = np.array([[float(v[what][part].mean()) for part in fifths] for v in loaded if v is not None])
-            curves = 100 * curves if what == "top1" else curves / curves[:, :1]  # heads differ in scale
-            axis.plot(middles, curves.mean(0), dash, color=colour, label=name, linewidth=1.6, marker="o", markersize=3)
-    axes[0].set(ylabel="R@1, %", xlabel="severity, mean of each fifth of the images")
-    axes[1].set(ylabel="mean ‖u‖, over that of the first fifth", xlabel="severity, mean of each fifth of the images")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(title_of(found))
-    figure.savefig(path, dpi=110, metadata={"Software": ""})
-    return True
 
 
 def main(arguments: list[str] | None = None) -> int:

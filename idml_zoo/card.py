@@ -113,7 +113,8 @@ def _index(r: Result) -> dict[str, Any]:
     }
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column is text, the others are numbers."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
@@ -133,7 +134,7 @@ def _measured(results: Sequence[Result]) -> str:
         head += f"training has not seen, search by {r.protocol.similarity}, protocol {r.protocol.version}, percent:"
         note = f"\n\n{record.note[0].upper()}{record.note[1:]}." if record and record.note else ""
         cells = [percent(None if (v := r.metrics[m]) is None else [v]) for m in shown]
-        text.append(f"{head}\n\n{_table([title(m) for m in shown], [cells])}{note}")
+        text.append(f"{head}\n\n{markdown_table([title(m) for m in shown], [cells])}{note}")
     return "\n\n".join(text) + "\n\nOne seed, these very weights; the files are under `results/`."
 
 
@@ -151,7 +152,7 @@ def _uncertainty(results: Sequence[Result]) -> str:
                 free = max(free or 0.0, found[0])
     if not rows:
         return "Not measured, or the head has no uncertainty."
-    text = _table(["score", "AUROC of a wrong nearest neighbour", "AURC", "ECE"], rows)
+    text = markdown_table(["score", "AUROC of a wrong nearest neighbour", "AURC", "ECE"], rows)
     if level is not None and free is not None:
         verdict = "tells mistakes better than" if level > free else "does not tell mistakes as well as"
         text += (

@@ -206,7 +206,7 @@ def index_photos(
     fresh = [i for i, pair in enumerate(zip(names, stamps, strict=True)) if pair not in known]
     kept, embedding, broken = embed_photos(model, [files[i] for i in fresh], batch_size, device, progress)
     banks = [old.embedding] if old is not None and known else []
-    first = len(known) if banks else 0
+    first = sum(map(len, banks))
     places = {fresh[j]: first + row for row, j in enumerate(kept)}
     places |= {i: known[pair] for i, pair in enumerate(zip(names, stamps, strict=True)) if pair in known}
     if not places:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,11 +40,10 @@ def shard(model: IDMLModel, criterion: nn.Module, device: torch.device) -> None:
         fully_shard(criterion, mesh=mesh)
 
 
+@cache
 def _make_known() -> None:
     """FSDP looks for tensors in what a module gives, and looks into data classes that it knows only."""
-    if not getattr(_make_known, "done", False):
-        torch.export.register_dataclass(Embedding)
-        _make_known.done = True  # type: ignore[attr-defined]
+    torch.export.register_dataclass(Embedding)
 
 
 @contextmanager
@@ -68,13 +68,14 @@ def copy_whole(source: nn.Module, target: nn.Module) -> None:
     """Copies parameters and buffers of a sharded module into one that is whole; all processes must call."""
     into = target.state_dict()
     for name, value in source.state_dict().items():
-        into[name].copy_(value.full_tensor() if isinstance(value, DTensor) else value)
+        into[name].copy_(whole(value))
 
 
 def spread(state: dict[str, Any], part: Any) -> dict[str, Any]:
     """A whole state as ``part``, a module or an optimiser, wants to load it: sharded where its tensors are."""
     if isinstance(part, nn.Module):
-        return {k: _like(v, part.state_dict()[k]) for k, v in state.items()}
+        now = part.state_dict()
+        return {k: _like(v, now[k]) for k, v in state.items()}
     if not hasattr(part, "param_groups"):
         return state
     parameters = [p for group in part.param_groups for p in group["params"]]

@@ -26,7 +26,7 @@ from rich.console import Console
 from sweep import Run, done, recipes_of, work
 
 from idml_zoo.registry import nearest
-from idml_zoo.results import Result, ResultError, read_results
+from idml_zoo.results import Result, read_results
 from idml_zoo.variants import variants
 
 Known = list[tuple[dict[str, Any], Result]]
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = work(ready, args.jobs, args.logs or Path("runs/study") / args.study.stem, out)
         progress.look()
         report(progress, out)
-    except (ValueError, OSError, LookupError, ResultError) as error:
+    except (ValueError, OSError, LookupError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return status
