@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ from idml_zoo.results import SEVERITIES
 
 if TYPE_CHECKING:
     from results import Set
+
+    from idml_zoo.compare import Difference
+    from idml_zoo.leaderboard import Row
+
+_RIGHT, _WRONG = "#0a7d44", "#c62828"
 
 
 def title_of(found: Set) -> str:
@@ -96,14 +102,114 @@ def draw_corruptions(found: Set, path: Path) -> bool:
     return True
 
 
+def _fifths(found: Set) -> list[np.ndarray] | None:
+    """Test images from the least to the most degraded, in five parts; None where nobody knows how degraded they are."""
+    if found.benchmark not in benchmarks or not benchmarks[found.benchmark].embedded:
+        return None
+    severity = benchmarks[found.benchmark].splits().test.extras["severity"]
+    return np.array_split(np.argsort(severity, kind="stable"), 5)
+
+
+def _rise(found: Set, row: Row) -> list[float]:
+    """For each seed, how many times higher the mean level of the most degraded images is than that of the least."""
+    if row.first.corruptions:
+        first, last = SEVERITIES[0], SEVERITIES[-1]
+        return [
+            float(np.mean([curve[last]["level"] / curve[first]["level"] for curve in r.corruptions.values()]))
+            for r in row.results
+        ]
+    parts = _fifths(found)
+    if parts is None:
+        return []
+    loaded = [load_queries(found.leaderboard / "results", r) for r in row.results]
+    return [float(v["level"][parts[-1]].mean() / v["level"][parts[0]].mean()) for v in loaded if v is not None]
+
+
+def draw_across(lines: Sequence[tuple[Set, str, str, Difference]], path: Path) -> None:
+    """Over all sets: what the introspective metric changes, what its level knows, whether it rises as images degrade.
+
+    Args:
+        lines: (set, variant, what it is compared with, their difference in R@1), in the order to be drawn.
+        path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 1.6 + 0.3 * len(lines)), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True, width_ratios=[1.3, 1, 1])
+    names = list(dict.fromkeys(found.benchmark for found, *_ in lines))
+    for place, (found, name, _, d) in enumerate(lines):
+        row, colour = found.lines[name].row, COLOURS[1 + names.index(found.benchmark) % (len(COLOURS) - 1)]
+        axes[0].plot([100 * d.low, 100 * d.high], [place, place], color=colour, linewidth=2)
+        axes[0].plot(100 * d.mean, place, "o", color=colour, markersize=5)
+        for metric, marker, inside in (("auroc_top1_similarity", "D", "white"), ("auroc_level", "o", colour)):
+            for value in row.values(metric) or []:
+                axes[1].plot(100 * value, place, marker, color=colour, markerfacecolor=inside, markersize=5)
+        for value in _rise(found, row) if row.values("auroc_level") else []:
+            axes[2].plot(value, place, "o", color=colour, markersize=5)
+    axes[0].set_yticks(range(len(lines)), [f"{found.benchmark}: {a} − {b}" for found, a, b, _ in lines], fontsize=8)
+    axes[0].invert_yaxis()
+    axes[0].set(title="R@1, difference in points (95 %)")
+    axes[1].set(title="AUROC of a wrong nearest: ● ‖u‖  ◇ −sim")
+    axes[2].set(title="mean ‖u‖: most over least degraded")
+    for axis, neutral in zip(axes, (0, 50, 1), strict=True):
+        axis.axvline(neutral, color="#555555", linewidth=1, linestyle=":")
+        axis.title.set_fontsize(9)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+
+
+def draw_headline(name: str, path: Path, rows: int = 3, columns: int = 14) -> None:
+    """Test images from the surest to the most uncertain by ‖u‖ of a published model, drawn at random from each part of
+    that order, over the share of wrong nearest neighbours of the whole part."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    import idml_zoo
+    from idml_zoo.evaluation.embed import embed
+
+    split = benchmarks["glyphs"].splits().test
+    model = idml_zoo.create_model(name, pretrained=True)
+    bank = embed(model, split, model.transform)
+    near = idml_zoo.search(bank, bank, 1, exclude_self=True).indices[:, 0].numpy()
+    wrong = split.labels[near] != split.labels
+    parts = np.array_split(np.argsort(bank.level.numpy(), kind="stable"), columns)
+    draw = np.random.RandomState(0)
+    figure = Figure(figsize=(10, 4.3), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1] * rows + [1.6], hspace=0.02, wspace=0.02)
+    for column, part in enumerate(parts):
+        for row, image in enumerate(draw.choice(part, rows, replace=False)):
+            axis = figure.add_subplot(grid[row, column])
+            axis.imshow(np.asarray(split.images[int(image)].convert("L")), cmap="gray", vmin=0, vmax=255)
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(
+                    color=_WRONG if wrong[image] else _RIGHT, linewidth=2, linestyle="--" if wrong[image] else "-"
+                )
+    axis = figure.add_subplot(grid[rows, :])
+    axis.bar(range(columns), [100 * wrong[part].mean() for part in parts], color="#4c72b0")
+    axis.set(xlim=(-0.5, columns - 0.5), xticks=[0, columns - 1], ylabel="wrong, %")
+    axis.set_xticklabels(["surest", "most uncertain"])
+    axis.axhline(100 * wrong.mean(), color="#555555", linewidth=1, linestyle=":")
+    axis.spines[["top", "right"]].set_visible(False)
+    marks = [
+        Rectangle((0, 0), 1, 1, fill=False, edgecolor=c, linewidth=2, linestyle=s)
+        for c, s in ((_RIGHT, "-"), (_WRONG, "--"))
+    ]
+    figure.legend(
+        marks, ["nearest neighbour right", "wrong"], loc="outside upper right", ncols=2, frameon=False, fontsize=9
+    )
+    figure.suptitle("Characters never seen in training, ordered by ‖u‖", x=0.01, ha="left", fontsize=11)
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+
+
 def draw_severity(found: Set, path: Path) -> bool:
     """R@1 and mean level by fifths of the severity that a benchmark's images are degraded by, where it is known."""
     from matplotlib.figure import Figure
 
-    if found.benchmark not in benchmarks or not benchmarks[found.benchmark].embedded:
+    fifths = _fifths(found)
+    if fifths is None:
         return False
     severity = benchmarks[found.benchmark].splits().test.extras["severity"]
-    fifths = np.array_split(np.argsort(severity, kind="stable"), 5)
     middles = [float(np.mean(severity[part])) for part in fifths]
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots(1, 2)

@@ -43,3 +43,31 @@ def test_severity_is_drawn_where_it_is_known(tmp_path):
     for found in results.read_sets():
         path = tmp_path / f"{found.benchmark}.png"
         assert results.draw_severity(found, path) == found.benchmark.startswith("glyphs") == path.exists()
+
+
+def test_the_headline_picture_is_drawn(tmp_path):
+    import results
+
+    results.draw_headline(results.HEADLINE, tmp_path / "headline.png", columns=3)
+    assert (tmp_path / "headline.png").stat().st_size > 10_000
+
+
+def test_what_the_picture_says_is_what_the_queries_say():
+    """By sorting each query's (level, wrong) pair in plain Python."""
+    import json
+
+    import results
+
+    (own,) = (results.EMBEDDED / results.HEADLINE / "results").rglob("*.json")
+    row = ROOT / "leaderboard" / "results" / own.relative_to(results.EMBEDDED / results.HEADLINE / "results").parent
+    worst = []
+    for path in sorted(row.glob("seed*.npz")):
+        values = np.load(path)
+        ordered = sorted(zip(values["level"].tolist(), ~values["top1"], strict=True), key=lambda pair: pair[0])
+        tenth = ordered[-(len(ordered) // 10) :]
+        worst.append(100 * sum(bool(w) for _, w in tenth) / len(tenth))
+    assert len(worst) == len(list(row.glob("seed*.json"))) >= 3
+    variant = json.loads(own.read_text())["model"]["variant"]
+    text = results.published(results.read_sets())
+    assert f"variant `{variant}`" in text
+    assert f"for {np.mean(worst):.1f} ± {np.std(worst, ddof=1):.1f} % of the most uncertain tenth" in text

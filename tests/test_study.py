@@ -104,7 +104,7 @@ def test_a_study_tunes_then_measures(finished, capsys):
 def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     folder, _ = finished
     page = tmp_path / "results.md"
-    names = ["across", *(f"{block} mine" for block in results.BLOCKS)]
+    names = ["across", "headline", *(f"{block} mine" for block in results.BLOCKS)]
     page.write_text("".join(f"<!-- made: {n} -->\n<!-- end -->\n" for n in names))
     arguments = ["--page", str(page), "--studies", str(folder), "--leaderboard", str(folder / "board")]
     assert results.main([*arguments, "--check"]) == 1
@@ -126,9 +126,12 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     row = found.lines["pa"].row
     apart, together = (results.compared(found, row, row, same)["R@1"] for same in (False, True))
     assert together.low == together.high == 0 and apart.low < 0 < apart.high, "seeds differ, but not from themselves"
+    line = next(line for line in blocks["headline"].splitlines() if line.startswith("| mine |"))
+    assert [c.strip() for c in line.split("|")][3] in blocks["rows mine"] and "(`proxy_nca`)" in line
     assert f"`idml_no_mixup` against `pa`: {'is' if '**' in blocks['across'] else 'cannot'}" in blocks["findings mine"]
     assert " of 4 steps of severity" in blocks["findings mine"]
     assert blocks["tuning mine"].count("**") == 2 * 4 and "Scouts: `proxy_nca`" in blocks["tuning mine"]
+    assert (tmp_path / "results" / "across.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "mine-risk.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "mine-corruptions.png").stat().st_size > 10_000
     page.write_text(text.replace(f"{off:+.2f} [", f"{off + 1:+.2f} ["))
