@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idml_zoo import cli_data, cli_hub, cli_results, cli_search
+from idml_zoo.cli_images import add_images, chosen_images
 from idml_zoo.cli_model import add_model, open_model
 from idml_zoo.version import __version__
 
@@ -44,15 +45,14 @@ def _list(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from idml_zoo.data.benchmark import table_benchmark
     from idml_zoo.evaluation.embed import embed
     from idml_zoo.evaluation.protocol import evaluate, save_result
     from idml_zoo.leaderboard import build_leaderboard, summary
-    from idml_zoo.registry import benchmarks, heads
+    from idml_zoo.registry import heads
     from idml_zoo.results import read_result
     from idml_zoo.zoo import weights_source
 
-    benchmark = table_benchmark(args.benchmark, args.source) if args.source else benchmarks[args.benchmark]
+    benchmark = chosen_images(args)
     model = open_model(args)
     about: dict[str, Any] = {"pretrained": weights_source(args.backbone_weights, model.config["backbone"])}
     if origin := model.origin:
@@ -143,12 +143,11 @@ def _leaderboard(args: argparse.Namespace) -> int:
 
 
 def _gallery(args: argparse.Namespace) -> int:
-    from idml_zoo.data.benchmark import table_benchmark
     from idml_zoo.evaluation.embed import embed
     from idml_zoo.gallery import build_gallery
-    from idml_zoo.registry import benchmarks, heads
+    from idml_zoo.registry import heads
 
-    benchmark = table_benchmark(args.benchmark, args.source) if args.source else benchmarks[args.benchmark]
+    benchmark = chosen_images(args)
     model = open_model(args)
     if args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
@@ -201,8 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("eval", help="measure a model on a benchmark and add its row to a leaderboard")
     add_model(one)
-    one.add_argument("benchmark", help="name of `idml-zoo list --what benchmarks`, or one's own with --source")
-    one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
+    add_images(one, "--data-revision")
     one.add_argument("--image-size", type=int, help="pixels")
     one.add_argument("--crop-fraction", type=float, help="resize to image size / this, then crop (default 0.875)")
     one.add_argument(
@@ -220,7 +218,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="also measure corrupted queries in the clean gallery, at severities 1 to 5: blur, noise, jpeg, "
         "brightness, contrast, occlusion, downscale",
     )
-    one.add_argument("--source", help="one's own images: folder of class folders, Parquet file, or Hub data set id")
     one.add_argument("--row", help="name of the row (default: head and backbone)")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument(
@@ -239,10 +236,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="pictures of queries and their neighbours: confident mistakes, uncertain images, a map",
     )
     add_model(one)
-    one.add_argument("benchmark", help="name of `idml-zoo list --what benchmarks`, or your own with --source")
+    add_images(one, "--data-revision")
     one.add_argument("--out", default="gallery", help="folder (default: gallery)")
-    one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
-    one.add_argument("--source", help="one's own images: folder of class folders, Parquet file, or Hub data set id")
     one.add_argument("--k", type=int, default=8, help="neighbours of each query (default 8)")
     one.add_argument("--count", type=int, default=12, help="queries of each section (default 12)")
     one.add_argument("--similarity", choices=("cosine", "introspective"), default="cosine")

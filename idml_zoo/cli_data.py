@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo.data.benchmark import Benchmark, table_benchmark
+from idml_zoo.cli_images import add_images, add_root, chosen_images
+from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.folders import MANIFEST
 from idml_zoo.registry import benchmarks
@@ -26,7 +27,7 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     one = actions.add_parser("list", help="every benchmark: its size, and whether it is here")
-    _add_root(one)
+    add_root(one)
     one.set_defaults(run=_list)
 
     one = actions.add_parser(
@@ -35,7 +36,7 @@ def add_parser(commands: Any) -> None:
         description="Checks counts, decodes every image, and writes <root>/prepared/<name>: Arrow shards with encoded "
         "images, label, path and split, which the recipes and `datasets` read. Nothing half-written is left behind.",
     )
-    _add_what(one)
+    add_images(one)
     one.add_argument("--download", action="store_true", help="get the official archive first, where a link still lives")
     one.add_argument("--archive", nargs="+", default=[], metavar="FILE", help="official archive(s) to extract first")
     one.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read, and list them")
@@ -44,11 +45,11 @@ def add_parser(commands: Any) -> None:
     one.set_defaults(run=_prepare)
 
     one = actions.add_parser("verify", help="re-check counts, decode everything, name every broken file, fingerprint")
-    _add_what(one)
+    add_images(one)
     one.set_defaults(run=_verify)
 
     one = actions.add_parser("show", help="write a contact sheet as a picture")
-    _add_what(one)
+    add_images(one)
     one.add_argument("--out", default="", metavar="FILE", help=f"{', '.join(_SUFFIXES)} (default: <name>-<split>.png)")
     one.add_argument("--split", choices=("train", "test"), default="train")
     one.add_argument("--classes", type=int, default=8, help="rows (default 8)")
@@ -57,47 +58,6 @@ def add_parser(commands: Any) -> None:
     one.add_argument("--seed", type=int, default=0, help="draws the images of a class (default 0)")
     one.add_argument("--corruption", metavar="KIND:SEVERITY", help="corrupt the images first, for example blur:3")
     one.set_defaults(run=_show)
-
-
-def _add_root(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
-
-
-def _add_what(one: argparse.ArgumentParser) -> None:
-    one.add_argument("benchmark", help="a name of `idml-zoo data list`; with --source, a name for your own images")
-    _add_root(one)
-    one.add_argument(
-        "--source", metavar="PATH_OR_ID", help="a folder of class folders, Parquet file(s), or a Hub data set id"
-    )
-    one.add_argument("--revision", help="commit of a Hub data set (default: the latest, which is recorded)")
-    one.add_argument("--hub-split", help="train, test, train+test or all (default: all for a benchmark, else train)")
-    one.add_argument("--image-column", default="image")
-    one.add_argument("--label-column", default="label")
-    one.add_argument("--train-classes", help="of your own images: 0-99 (default: the first half)")
-    one.add_argument("--test-classes", help="of your own images: 100-199 (default: the others)")
-
-
-def _chosen(args: argparse.Namespace) -> Benchmark:
-    """The registered benchmark, one over its copy elsewhere, or one over somebody's own images."""
-    if not args.source:
-        if args.benchmark not in benchmarks and Path(args.benchmark).exists():
-            raise DataError(f"{args.benchmark} is a path: give a name, and the path with --source")
-        return benchmarks[args.benchmark]
-    options = {"revision": args.revision, "image_column": args.image_column, "label_column": args.label_column}
-    source = Path(args.source).absolute() if Path(args.source).exists() else args.source
-    if args.benchmark not in benchmarks:
-        train, test = args.train_classes, args.test_classes
-        return table_benchmark(args.benchmark, source, train, test, args.hub_split or "train", **options)
-    record: Benchmark = benchmarks[args.benchmark]
-    if record.embedded or args.train_classes or args.test_classes:
-        raise DataError(
-            f"{record.name} is a registered benchmark: its images or classes are fixed; choose another name"
-        )
-    from dataclasses import replace
-
-    train, test = record.classes or (None, None)
-    table = table_benchmark(record.name, source, train, test, args.hub_split or "all", **options)
-    return replace(record, load=table.load)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -136,7 +96,7 @@ def _state(record: Benchmark, root: str) -> str:
 def _prepare(args: argparse.Namespace) -> int:
     from idml_zoo.data.prepare import prepare
 
-    record = _chosen(args)
+    record = chosen_images(args)
     if record.embedded:
         print(f"{record.name} is embedded in the package; there is nothing to prepare")
         return 0
@@ -181,7 +141,7 @@ def _unpack(record: Benchmark, args: argparse.Namespace) -> None:
 
 
 def _loaded(args: argparse.Namespace) -> tuple[Benchmark, Splits]:
-    record = _chosen(args)
+    record = chosen_images(args)
     return record, record.check(record.originals(args.root)) if args.source else record.splits(args.root)
 
 

@@ -46,10 +46,15 @@ def _add_folder(one: argparse.ArgumentParser) -> None:
 
 
 def _model_folder(folder: Path) -> Path:
-    """Where the model lies in a run folder, or the folder itself."""
+    """Where the model that was measured lies in a run folder, or the folder itself."""
+    import yaml
+
     from idml_zoo.weights import CONFIG
 
-    return folder / "model" if (folder / "model" / CONFIG).is_file() else folder
+    recipe = folder / "config.yaml"
+    best = recipe.is_file() and (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("select") == "best"
+    inside = folder / ("best" if best else "model")
+    return inside if (inside / CONFIG).is_file() else folder
 
 
 def _card(args: argparse.Namespace) -> int:

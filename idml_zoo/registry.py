@@ -1,4 +1,4 @@
-"""One small registry for everything that has a name: heads, losses, similarities, benchmarks, models.
+"""One small registry for everything that has a name: heads, losses, benchmarks, models.
 
 Nothing here imports torch, so names can be listed by tools that never build a network.
 """
@@ -110,5 +110,4 @@ class Registry(Generic[T]):
 
 heads: Registry[Any] = Registry("head", ["idml_zoo.heads"])
 losses: Registry[Any] = Registry("loss", ["idml_zoo.losses"])
-similarities: Registry[Any] = Registry("similarity", ["idml_zoo.similarity"])
 benchmarks: Registry[Any] = Registry("benchmark", ["idml_zoo.data.catalogue"])

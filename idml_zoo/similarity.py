@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from idml_zoo.registry import similarities
 from idml_zoo.types import Embedding
 
 TAU = 5.0  # the constant 5 of the released code acts as the temperature τ of the metric [C]
@@ -85,7 +84,6 @@ def _check_tau(tau: float) -> None:
         raise ValueError(f"tau must be positive, got {tau}")
 
 
-@similarities.register("cosine")
 def cosine(a: Embedding, b: Embedding | Tensor) -> Tensor:
     """``(B, M)`` cosine of the semantic embeddings, in [-1, 1] up to rounding; uncertainty is not looked at."""
     with _no_autocast(a.semantic):
@@ -99,7 +97,6 @@ def introspective_factor(a: Embedding, b: Embedding | Tensor, tau: float = TAU) 
         return torch.exp(-_alpha_and_ratio(*_cosine_and_beta(a, b), tau)[1])
 
 
-@similarities.register("introspective_distance")
 def introspective_distance(a: Embedding, b: Embedding | Tensor, tau: float = TAU) -> Tensor:
     """``(B, M)`` introspective distance D = α·exp(−β/(τα)) [R], in [0, 2]; an α below 1e-4 counts as 1e-4.
 
@@ -117,7 +114,6 @@ def introspective_distance(a: Embedding, b: Embedding | Tensor, tau: float = TAU
         return _Introspective.apply(*_cosine_and_beta(a, b), tau, True)
 
 
-@similarities.register("introspective")
 def introspective_similarity(a: Embedding, b: Embedding | Tensor, tau: float = TAU) -> Tensor:
     """``(B, M)`` introspective similarity S = 1 − (1 − c)·exp(−β/(τα)) [D], in [-1, 1]; c is the cosine.
 
@@ -141,7 +137,6 @@ def released_factor(semantic: Tensor, proxies: Tensor, uncertainty: Tensor | Non
         return torch.exp(-(level2 + 4) / (5 * d2))
 
 
-@similarities.register("released")
 def released_similarity(semantic: Tensor, proxies: Tensor, uncertainty: Tensor | None = None) -> Tensor:
     """``(B, C)`` similarity of the authors' released retrieval loss [C]: s' = 1 − (1−c)·exp(−(‖û‖² + 4)/(5·d²)).
 

@@ -38,6 +38,7 @@ LAYERS = {
     "cli": 5,
     "cli_data": 5,
     "cli_hub": 5,
+    "cli_images": 5,
     "cli_model": 5,
     "cli_results": 5,
     "cli_search": 5,

@@ -73,6 +73,20 @@ def test_eval_of_ones_own_images_embeds_once_and_measures_corruptions(tmp_path, 
     assert set(worse.corruptions) == {"noise"} and set(worse.corruptions["noise"]) == set("12345")
 
 
+def test_eval_measures_the_classes_that_were_chosen(tmp_path, capsys):
+    photos, board = make_folder(tmp_path / "photos"), tmp_path / "board"
+    where = ["--source", str(photos), "--backbone", "test_resnet", "--image-size", "32", "--device", "cpu"]
+    where += ["--leaderboard", str(board), "--test-classes", "0-1"]
+    assert main(["eval", "idml", "photos", *where]) == 0
+    (result,) = read_results(board / "results")
+    expected = idml_zoo.table_benchmark("photos", photos, test_classes="0-1").splits().test
+    assert result.provenance.data_sha256 == expected.fingerprint() and expected.num_classes == 2
+    assert main(["eval", "idml", "glyphs", *where]) == 1
+    assert "glyphs is a registered benchmark" in capsys.readouterr().err
+    assert main(["eval", "idml", "glyphs", "--backbone", "test_resnet", "--test-classes", "0-1"]) == 1
+    assert "its classes are fixed" in capsys.readouterr().err
+
+
 def test_analyse_draws_a_figure(tmp_path, capsys, monkeypatch):
     assert "cub" in benchmarks
     monkeypatch.setitem(benchmarks._entries, "tiny", idml_zoo.table_benchmark("tiny", make_folder(tmp_path / "photos")))

@@ -288,10 +288,25 @@ def push(run, *more):
 def test_a_dry_run_shows_all_and_sends_nothing(hub, run, capsys):
     assert push(run, "--dry-run") == 0
     out = capsys.readouterr().out
-    for name in ("config.json", "model.safetensors", "README.md", "results/glyphs/idml-test_resnet-64px/seed0.json"):
+    (result,) = (run[1] / "results").rglob("*.json")
+    for name in ("config.json", "model.safetensors", "README.md", result.relative_to(run[1]).as_posix()):
         assert name in out
     assert "Nothing was uploaded" in out
     assert hub.requests == []
+
+
+def test_what_was_measured_is_what_is_pushed(tmp_path, model):
+    """With select=best that is the model of the best epoch, not of the last."""
+    from idml_zoo.cli_hub import _model_folder
+
+    model.save_pretrained(tmp_path / "seed0" / "model")
+    (tmp_path / "seed0" / "config.yaml").write_text("select: best\n")
+    assert _model_folder(tmp_path / "seed0") == tmp_path / "seed0", "nothing of it is there: told by who reads it"
+    model.save_pretrained(tmp_path / "seed0" / "best")
+    assert _model_folder(tmp_path / "seed0") == tmp_path / "seed0" / "best"
+    (tmp_path / "seed0" / "config.yaml").write_text("select: last\n")
+    assert _model_folder(tmp_path / "seed0") == tmp_path / "seed0" / "model"
+    assert _model_folder(tmp_path / "seed0" / "model") == tmp_path / "seed0" / "model"
 
 
 def test_push_prints_the_record_and_the_card_runs(hub, run, capsys):

@@ -1,6 +1,6 @@
 import pytest
 
-from idml_zoo.registry import Registry, UnknownNameError, benchmarks, heads, losses, match, similarities
+from idml_zoo.registry import Registry, UnknownNameError, benchmarks, heads, losses, match
 
 
 def test_unknown_names_give_the_nearest():
@@ -29,5 +29,4 @@ def test_exclude_takes_a_string_or_a_list():
 
 def test_the_built_in_names():
     assert {"idml", "semantic", "features"} <= set(heads)
-    assert {"cosine", "introspective", "released"} <= set(similarities)
     assert {"cub", "cars196", "sop", "glyphs", "cub2010", "cars196_half", "omniglot"} <= set(benchmarks)

@@ -6,9 +6,27 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from idml_zoo.registry import unknown_name
+from idml_zoo.types import Embedding
+
+
+class Criterion(nn.Module):
+    """What every loss of the table is, and a loss of one's own must be to train with the recipe."""
+
+    def forward(
+        self, embedding: Embedding, labels: Tensor, partners: Tensor | None = None, weight: float = 1.0
+    ) -> Tensor:
+        """The loss of B images with ``(B,)`` int64 labels, a scalar.
+
+        With ``partners``, the other labels of mixed images: weight·L(labels) + (1−weight)·L(partners).
+        """
+        raise NotImplementedError
+
+    def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:
+        """What the log shows, as 0-d tensors; nothing by default."""
+        return {}
 
 
 def over_labels(loss: Callable[[Tensor], Tensor], labels: Tensor, partners: Tensor | None, weight: float) -> Tensor:
@@ -18,7 +36,7 @@ def over_labels(loss: Callable[[Tensor], Tensor], labels: Tensor, partners: Tens
     return weight * loss(labels) + (1 - weight) * loss(partners)
 
 
-def checked_settings(name: str, function: Callable[..., Tensor], settings: dict[str, Any]) -> dict[str, Any]:
+def checked_settings(name: str, function: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings themselves; an error with the nearest names where the loss does not take one."""
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.default is not p.empty and p.name != "weight"]

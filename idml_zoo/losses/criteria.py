@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from idml_zoo.losses import pairs
-from idml_zoo.losses.common import checked_settings, over_labels
+from idml_zoo.losses.common import Criterion, checked_settings, over_labels
 from idml_zoo.losses.probabilistic import LossPrediction, VMFProxyLoss
-from idml_zoo.losses.proxies import ProxyLoss
+from idml_zoo.losses.proxies import ProxyLoss, proxy_anchor, proxy_nca
 from idml_zoo.registry import losses, unknown_name
 from idml_zoo.similarity import (
     TAU,
@@ -27,6 +27,7 @@ from idml_zoo.similarity import (
 from idml_zoo.types import Embedding
 
 PAIR_SIMILARITIES = ("cosine", "introspective")
+MATRICES = ("similarity", "distance", "squared")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ class LossSpec:
         matrix: what it is a function of: "similarity", "distance" or "squared" (distance).
         proxies: whether it compares with learned proxies, instead of the batch with itself.
         similarities: what it can be combined with.
-        function: for losses over pairs, ``function(matrix, labels, **settings)``.
+        function: ``function(matrix, labels, **settings)``, of a ``(B, B)`` matrix of the images among themselves or a
+            ``(B, C)`` one of images and proxies. Proxies can be sampled if it has an argument ``weight`` ``(C,)``: how
+            many proxies each column stands for.
+        module: in its place, for a loss with parameters of its own: ``module(num_classes, embedding_dim, **settings)``
+            makes a criterion that sees the embeddings themselves.
     """
 
     title: str
@@ -46,6 +51,13 @@ class LossSpec:
     proxies: bool
     similarities: tuple[str, ...] = PAIR_SIMILARITIES
     function: Callable[..., Tensor] | None = None
+    module: Callable[..., Criterion] | None = None
+
+    def __post_init__(self) -> None:
+        if self.matrix not in MATRICES:
+            raise unknown_name(f"matrix for {self.title}", self.matrix, MATRICES)
+        if (self.function is None) == (self.module is None):
+            raise ValueError(f"{self.title}: give a function of the matrix, or a module of its own")
 
 
 for _name, _spec in {
@@ -58,19 +70,33 @@ for _name, _spec in {
     "multi_similarity": LossSpec(
         "Multi-Similarity (Wang et al., CVPR 2019)", "similarity", False, function=pairs.multi_similarity
     ),
-    "proxy_nca": LossSpec("ProxyNCA (Movshovitz-Attias et al., ICCV 2017)", "squared", True),
+    "proxy_nca": LossSpec("ProxyNCA (Movshovitz-Attias et al., ICCV 2017)", "squared", True, function=proxy_nca),
     "proxy_anchor": LossSpec(
-        "Proxy Anchor (Kim et al., CVPR 2020)", "similarity", True, (*PAIR_SIMILARITIES, "released")
+        "Proxy Anchor (Kim et al., CVPR 2020)",
+        "similarity",
+        True,
+        (*PAIR_SIMILARITIES, "released"),
+        function=proxy_anchor,
     ),
-    "vmf": LossSpec("vMF expected-likelihood proxies (Kirchhof et al., ECCV 2022)", "similarity", True, ("cosine",)),
+    "vmf": LossSpec(
+        "vMF expected-likelihood proxies (Kirchhof et al., ECCV 2022)",
+        "similarity",
+        True,
+        ("cosine",),
+        module=VMFProxyLoss,
+    ),
     "loss_prediction": LossSpec(
-        "Proxy Anchor with loss prediction (Yoo and Kweon, CVPR 2019)", "similarity", True, ("cosine",)
+        "Proxy Anchor with loss prediction (Yoo and Kweon, CVPR 2019)",
+        "similarity",
+        True,
+        ("cosine",),
+        module=LossPrediction,
     ),
 }.items():
     losses.add(_name, _spec)
 
 
-class PairLoss(nn.Module):
+class PairLoss(Criterion):
     """A loss over the pairs of a batch, with a similarity of one's choice.
 
     Args:
@@ -93,8 +119,8 @@ class PairLoss(nn.Module):
     ) -> None:
         super().__init__()
         spec: LossSpec = losses[loss]
-        if spec.function is None:
-            raise ValueError(f"{loss} compares with proxies; use create_criterion")
+        if spec.proxies or spec.function is None:
+            raise ValueError(f"{loss} compares with proxies, or is a module of its own; use create_criterion")
         if similarity not in spec.similarities:
             raise unknown_name(f"similarity for {loss}", similarity, spec.similarities)
         self.loss, self.similarity, self.tau, self.embedding_dim = loss, similarity, tau, embedding_dim
@@ -158,7 +184,7 @@ def create_criterion(
     tau: float = TAU,
     proxy_uncertainty: str = "zero",
     **settings: Any,
-) -> ProxyLoss | PairLoss | VMFProxyLoss | LossPrediction:
+) -> Criterion:
     """The module of a loss of the table, with a similarity of one's choice.
 
     Args:
@@ -178,10 +204,8 @@ def create_criterion(
     spec: LossSpec = losses[loss]
     if similarity not in spec.similarities:
         raise unknown_name(f"similarity for {loss}", similarity, spec.similarities)
-    if loss == "vmf":
-        return VMFProxyLoss(num_classes, embedding_dim, **settings)
-    if loss == "loss_prediction":
-        return LossPrediction(num_classes, embedding_dim, **settings)
+    if spec.module:
+        return spec.module(num_classes, embedding_dim, **checked_settings(loss, spec.module, settings))
     if spec.proxies:
         return ProxyLoss(num_classes, embedding_dim, similarity, loss, tau, proxy_uncertainty, **settings)
     return PairLoss(loss, embedding_dim, similarity, tau, **settings)

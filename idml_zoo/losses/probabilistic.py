@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idml_zoo.losses.common import over_labels
+from idml_zoo.losses.common import Criterion, over_labels
 from idml_zoo.losses.proxies import ProxyLoss
 from idml_zoo.similarity import cosine
 from idml_zoo.types import Embedding
@@ -45,7 +45,7 @@ def log_vmf_normalizer(concentration: Tensor, dim: int) -> Tensor:
     return v * torch.log(concentration) - dim / 2 * math.log(2 * math.pi) - log_bessel
 
 
-class VMFProxyLoss(nn.Module):
+class VMFProxyLoss(Criterion):
     """Images and proxies as von Mises–Fisher distributions, compared by their expected likelihood.
 
         ELK(x, p) = log ∫ vMF(z; ŝ, κ_x) vMF(z; p̂, κ_p) dz = log C(κ_x) + log C(κ_p) − log C(‖κ_x ŝ + κ_p p̂‖)
@@ -99,7 +99,7 @@ class VMFProxyLoss(nn.Module):
         return {"level": embedding.level.float().mean(), "concentration": self.log_concentration.exp().mean()}
 
 
-class LossPrediction(nn.Module):
+class LossPrediction(Criterion):
     """Proxy Anchor, and a head that regresses the loss of each image: the level is the loss it expects.
 
     After Yoo and Kweon, "Learning Loss for Active Learning" (CVPR 2019); as a baseline for uncertain representations in

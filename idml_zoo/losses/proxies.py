@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idml_zoo.losses.common import checked_settings, over_labels
-from idml_zoo.registry import unknown_name
+from idml_zoo.losses.common import Criterion, checked_settings, over_labels
+from idml_zoo.registry import losses, unknown_name
 from idml_zoo.similarity import (
     TAU,
     cosine,
@@ -23,7 +23,6 @@ from idml_zoo.similarity import (
 from idml_zoo.types import Embedding
 
 _ALL = slice(None)
-SIMILARITIES = ("cosine", "introspective", "released")
 
 
 def proxy_anchor(
@@ -83,10 +82,7 @@ def proxy_nca(squared_distance: Tensor, labels: Tensor, scale: float = 32.0, wei
     return F.cross_entropy(logits if weight is None else logits + weight.log(), labels)
 
 
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"proxy_anchor": proxy_anchor, "proxy_nca": proxy_nca}
-
-
-class ProxyLoss(nn.Module):
+class ProxyLoss(Criterion):
     """A loss against one learned proxy for each class, with a similarity of one's choice.
 
     Args:
@@ -94,14 +90,15 @@ class ProxyLoss(nn.Module):
         embedding_dim: D.
         similarity: "cosine" (plain), "introspective" (section 2 of the method, proxies normalised) or "released"
             (the authors' code: proxies not normalised; for "proxy_anchor" only).
-        loss: "proxy_anchor" over the similarity S, or "proxy_nca" over the squared distance D².
+        loss: "proxy_anchor" over the similarity S, "proxy_nca" over the squared distance D², or another of the loss
+            registry whose record has proxies and a function.
         tau: temperature of the introspective metric.
         proxy_uncertainty: "zero" (u_p = 0, as in the released code [C]) or "learned"; only "introspective" uses it.
             With u_p = 0 the level β of a pair is the image's own ‖u‖, and the second matrix product is spared.
         samples: in training, compare with the proxies of the batch's classes and so many others, drawn anew in every
             step and weighed as the whole; for more classes than a matrix holds. None: with all. Proxy Anchor's mean
             over draws is that of the whole; Proxy NCA's a little less, for its sum stands under a logarithm.
-        settings: of :func:`proxy_anchor` (scale, margin) or :func:`proxy_nca` (scale).
+        settings: of the loss's function: :func:`proxy_anchor` (scale, margin), :func:`proxy_nca` (scale).
 
     Initialisation of the proxies as in Proxy Anchor's code: kaiming normal, fan out, so ‖p‖ ≈ √(2D/C). The proxies'
     uncertainty, where learned, starts at 0, so that at first the pair's level β is the image's.
@@ -119,20 +116,23 @@ class ProxyLoss(nn.Module):
         **settings: float,
     ) -> None:
         super().__init__()
-        if loss not in _FUNCTIONS:
-            raise unknown_name("proxy loss", loss, _FUNCTIONS)
-        if similarity not in SIMILARITIES:
-            raise unknown_name("similarity for proxies", similarity, SIMILARITIES)
-        if similarity == "released" and loss != "proxy_anchor":
-            raise ValueError(f"only Proxy Anchor was released; {loss} takes cosine or introspective")
+        spec = losses[loss]
+        if not spec.proxies or spec.function is None:
+            raise unknown_name("proxy loss", loss, [n for n in losses if losses[n].proxies and losses[n].function])
+        if similarity not in spec.similarities:
+            raise unknown_name(f"similarity for {loss}", similarity, spec.similarities)
         if proxy_uncertainty not in ("learned", "zero"):
             raise ValueError(f"proxy_uncertainty must be 'learned' or 'zero', got {proxy_uncertainty!r}")
         if num_classes < 2:
             raise ValueError(f"{loss} needs at least 2 classes to tell apart, got {num_classes}")
         if samples is not None and not 1 <= samples < num_classes:
             raise ValueError(f"samples must lie in 1–{num_classes - 1} (fewer than there are classes), got {samples}")
+        if samples is not None and "weight" not in inspect.signature(spec.function).parameters:
+            raise ValueError(
+                f"{loss} has no argument `weight`, by which sampled proxies stand for all; leave out samples"
+            )
         self.loss, self.similarity, self.tau, self.samples, self.draws = loss, similarity, tau, samples, 0
-        self.settings = checked_settings(loss, _FUNCTIONS[loss], settings)
+        self.settings = checked_settings(loss, spec.function, settings)
         self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
         self.uncertainty: nn.Parameter | None = None
@@ -151,17 +151,20 @@ class ProxyLoss(nn.Module):
         return semantic if self.uncertainty is None else Embedding(semantic, self.uncertainty[rows])
 
     def matrix(self, embedding: Embedding, rows: Tensor | slice = _ALL) -> Tensor:
-        """``(B, C)`` similarity of the images to the proxies (for ProxyNCA: D²), or some of them, full precision."""
+        """``(B, C)`` what the loss is a function of: S, D or D² of images to proxies, or to some; full precision."""
         if self.similarity == "released":
             return released_similarity(embedding.semantic, self.proxies[rows], embedding.uncertainty)
-        plain, proxies = self.similarity == "cosine", self._proxies(rows)
-        if self.loss == "proxy_nca":
-            return (
-                2 - 2 * cosine(embedding, proxies)
-                if plain
-                else introspective_distance(embedding, proxies, self.tau) ** 2
-            )
-        return cosine(embedding, proxies) if plain else introspective_similarity(embedding, proxies, self.tau)
+        kind, proxies = losses[self.loss].matrix, self._proxies(rows)
+        if self.similarity == "introspective":
+            if kind == "similarity":
+                return introspective_similarity(embedding, proxies, self.tau)
+            distance = introspective_distance(embedding, proxies, self.tau)
+            return distance if kind == "distance" else distance**2
+        similarity = cosine(embedding, proxies)
+        if kind == "similarity":
+            return similarity
+        # the floor keeps the gradient of an image that equals its proxy finite
+        return (2 - 2 * similarity).clamp(min=1e-8).sqrt() if kind == "distance" else 2 - 2 * similarity
 
     def _sample(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(K,)`` proxies to compare with, what each stands for, and ``(B,)`` the labels' places among them.
@@ -191,8 +194,8 @@ class ProxyLoss(nn.Module):
             both = labels if partners is None else torch.cat([labels, partners])
             rows, settings["weight"], both = self._sample(both)
             labels, partners = both[: len(labels)], None if partners is None else both[len(labels) :]
-        matrix = self.matrix(embedding, rows)
-        return over_labels(lambda y: _FUNCTIONS[self.loss](matrix, y, **settings), labels, partners, weight)
+        matrix, function = self.matrix(embedding, rows), losses[self.loss].function
+        return over_labels(lambda y: function(matrix, y, **settings), labels, partners, weight)
 
     @torch.no_grad()
     def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:
