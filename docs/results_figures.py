@@ -110,7 +110,7 @@ def _fifths(found: Set) -> list[np.ndarray] | None:
     return np.array_split(np.argsort(severity, kind="stable"), 5)
 
 
-def _rise(found: Set, row: Row) -> list[float]:
+def rise(found: Set, row: Row) -> list[float]:
     """For each seed, how many times higher the mean level of the most degraded images is than that of the least."""
     if row.first.corruptions:
         first, last = SEVERITIES[0], SEVERITIES[-1]
@@ -144,7 +144,7 @@ def draw_across(lines: Sequence[tuple[Set, str, str, Difference]], path: Path) -
         for metric, marker, inside in (("auroc_top1_similarity", "D", "white"), ("auroc_level", "o", colour)):
             for value in row.values(metric) or []:
                 axes[1].plot(100 * value, place, marker, color=colour, markerfacecolor=inside, markersize=5)
-        for value in _rise(found, row) if row.values("auroc_level") else []:
+        for value in rise(found, row) if row.values("auroc_level") else []:
             axes[2].plot(value, place, "o", color=colour, markersize=5)
     axes[0].set_yticks(range(len(lines)), [f"{found.benchmark}: {a} − {b}" for found, a, b, _ in lines], fontsize=8)
     axes[0].invert_yaxis()

@@ -104,7 +104,7 @@ def test_a_study_tunes_then_measures(finished, capsys):
 def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     folder, _ = finished
     page = tmp_path / "results.md"
-    names = ["across", "headline", *(f"{block} mine" for block in results.BLOCKS)]
+    names = ["across", "headline", "claims", *(f"{block} mine" for block in results.BLOCKS)]
     page.write_text("".join(f"<!-- made: {n} -->\n<!-- end -->\n" for n in names))
     arguments = ["--page", str(page), "--studies", str(folder), "--leaderboard", str(folder / "board")]
     assert results.main([*arguments, "--check"]) == 1
@@ -131,6 +131,15 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     assert f"`idml_no_mixup` against `pa`: {'is' if '**' in blocks['across'] else 'cannot'}" in blocks["findings mine"]
     assert " of 4 steps of severity" in blocks["findings mine"]
     assert blocks["tuning mine"].count("**") == 2 * 4 and "Scouts: `proxy_nca`" in blocks["tuning mine"]
+    statements = {c[1].strip(): c for line in blocks["claims"].splitlines() if len(c := line.split("|")) > 5}
+    pairs = statements["Training with the introspective metric retrieves better [R]"]
+    assert sum(int(n) for n in pairs[3:6]) == 2, "idml_no_mixup and the introspective scout, each against its loss"
+    levels = [
+        [r.metrics["auroc_level"] for r in known if r.model.variant == v]
+        for v in ("idml_no_mixup", "idml_proxy_nca_no_mixup")
+    ]
+    above = sum(min(v) > 0.5 for v in levels)
+    assert int(statements["The level tells which images will be retrieved wrongly [R]"][3]) == above
     assert (tmp_path / "results" / "across.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "mine-risk.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "mine-corruptions.png").stat().st_size > 10_000
