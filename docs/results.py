@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from config import load_config
-from results_figures import draw_across, draw_corruptions, draw_headline, draw_risk, draw_severity, rise, title_of
+from results_figures import draw_across, draw_corruptions, draw_published, draw_risk, draw_severity, rise, title_of
 from study import Progress, Study, read_study
 
 from idml_zoo.card import markdown_table
@@ -464,7 +464,7 @@ def main(arguments: list[str] | None = None) -> int:
     if lines:
         draw_across(lines, pictures / "across.png")
     if args.page == PAGES:
-        draw_headline(HEADLINE, pictures / "headline.png")
+        draw_published(HEADLINE, pictures)
     print(f"{args.page[0]}: {', '.join(found.benchmark for found in sets) or 'no set yet'}")
     return 0
 

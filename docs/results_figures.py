@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from results import Set
 
     from idml_zoo.compare import Difference
+    from idml_zoo.data.split import Split
     from idml_zoo.leaderboard import Row
+    from idml_zoo.types import Embedding
 
 _RIGHT, _WRONG = "#0a7d44", "#c62828"
 
@@ -158,19 +160,30 @@ def draw_across(lines: Sequence[tuple[Set, str, str, Difference]], path: Path) -
     figure.savefig(path, dpi=110, metadata={"Software": ""})
 
 
-def draw_headline(name: str, path: Path, rows: int = 3, columns: int = 14) -> None:
-    """Test images from the surest to the most uncertain by ‖u‖ of a published model, drawn at random from each part of
-    that order, over the share of wrong nearest neighbours of the whole part."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
+def draw_published(name: str, folder: Path) -> None:
+    """What a published model makes of the test glyphs: the picture of README, and two sheets of its gallery."""
     import idml_zoo
     from idml_zoo.evaluation.embed import embed
+    from idml_zoo.gallery import choose, sheet
 
     split = benchmarks["glyphs"].splits().test
     model = idml_zoo.create_model(name, pretrained=True)
     bank = embed(model, split, model.transform)
-    near = idml_zoo.search(bank, bank, 1, exclude_self=True).indices[:, 0].numpy()
+    sections = choose(bank, split, k=8, count=6).sections
+    for heading, what in (("Most confident mistakes", "mistakes"), ("Most uncertain images", "uncertain")):
+        sheet(split, sections[heading], 64).save(folder / f"glyphs-{what}.png", optimize=True)
+    draw_headline(split, bank, folder / "headline.png")
+
+
+def draw_headline(split: Split, bank: Embedding, path: Path, rows: int = 3, columns: int = 14) -> None:
+    """Images from the surest to the most uncertain by ‖u‖, drawn at random from each part of that order, over the share
+    of wrong nearest neighbours of the whole part."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    from idml_zoo.evaluation.knn import search
+
+    near = search(bank, bank, 1, exclude_self=True).indices[:, 0].numpy()
     wrong = split.labels[near] != split.labels
     parts = np.array_split(np.argsort(bank.level.numpy(), kind="stable"), columns)
     draw = np.random.RandomState(0)

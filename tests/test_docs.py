@@ -45,11 +45,12 @@ def test_severity_is_drawn_where_it_is_known(tmp_path):
         assert results.draw_severity(found, path) == found.benchmark.startswith("glyphs") == path.exists()
 
 
-def test_the_headline_picture_is_drawn(tmp_path):
+def test_what_the_published_model_makes_of_glyphs_is_drawn(tmp_path):
     import results
 
-    results.draw_headline(results.HEADLINE, tmp_path / "headline.png", columns=3)
-    assert (tmp_path / "headline.png").stat().st_size > 10_000
+    results.draw_published(results.HEADLINE, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"headline.png", "glyphs-mistakes.png", "glyphs-uncertain.png"}
+    assert all(p.stat().st_size > 10_000 for p in tmp_path.iterdir())
 
 
 def test_what_the_picture_says_is_what_the_queries_say():
