@@ -12,12 +12,16 @@ import cpu
 import pytest
 import torch
 import train
+from building import build_model, parameter_groups, set_training_mode
+from config import load_config
 from conftest import ROOT, make_folder
+from loading import load_benchmark
 from safetensors.torch import load_file
 
 import idml_zoo
 from idml_zoo.losses import ProxyLoss
 from idml_zoo.results import read_results
+from idml_zoo.variants import variants
 from idml_zoo.weights import sha256_of
 
 TINY = [
@@ -67,7 +71,7 @@ def test_every_variant_trains_measures_and_writes_its_row(tmp_path, variant):
         assert {"factor_positive", "factor_negative"} <= set(log[0])
         assert (float(log[0]["factor_positive"]) < 1) == variant.startswith("idml")
     assert ("proxy_norm" in log[0]) == (
-        train.variants[variant].loss in ("proxy_anchor", "proxy_nca", "loss_prediction")
+        variants[variant].loss in ("proxy_anchor", "proxy_nca", "loss_prediction")
     )
     # the stored weights give the stored numbers
     model = idml_zoo.create_model(f"local-dir:{folder / 'model'}", pretrained=True)
@@ -89,23 +93,23 @@ def test_a_run_repeats_bit_for_bit_and_the_seed_matters(tmp_path):
 
 
 def test_warm_up_trains_the_heads_only(tmp_path):
-    config = train.load_config(ROOT / "recipes" / "cub_resnet50.yaml", tiny(tmp_path, "epochs=1")[2:])
+    config = load_config(ROOT / "recipes" / "cub_resnet50.yaml", tiny(tmp_path, "epochs=1")[2:])
     assert train.main(tiny(tmp_path, "epochs=1", "freeze_batchnorm=true", "weight_decay=0")) == 0
     after = load_file(tmp_path / "runs" / "mine" / "idml-test_resnet-32px" / "seed0" / "model" / "model.safetensors")
     from accelerate.utils import set_seed
 
     set_seed(0)
-    before = train.build_model(config, train.load_benchmark(config)[0], train.variants["idml"]).state_dict()
+    before = build_model(config, load_benchmark(config)[0], variants["idml"]).state_dict()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"head.semantic.weight", "head.semantic.bias", "head.uncertainty.weight", "head.uncertainty.bias"}
 
 
 def test_validation_leaves_the_test_classes_closed(tmp_path):
-    config = train.load_config(
+    config = load_config(
         ROOT / "recipes" / "cub_resnet50.yaml",
         tiny(tmp_path, "evaluate_on=validation", "train_classes=0-3", "val_classes=0.5")[2:],
     )
-    benchmark, training, measured, _ = train.load_benchmark(config)
+    benchmark, training, measured, _ = load_benchmark(config)
     everything = benchmark.splits()
     assert not set(training.class_names) & set(measured.class_names)
     assert set(training.class_names) | set(measured.class_names) == set(everything.train.class_names)
@@ -119,8 +123,8 @@ def test_list_prints_every_recipe_with_every_variant(capsys):
     assert train.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     recipes = len(list((ROOT / "recipes").glob("*.yaml")))
-    assert len(lines) == len(set(lines)) == recipes * len(train.variants)
-    assert len(train.variants) == 7 * 4 + 3
+    assert len(lines) == len(set(lines)) == recipes * len(variants)
+    assert len(variants) == 7 * 4 + 3
     assert "accelerate launch recipes/train.py --config recipes/sop_resnet50.yaml variant=idml_triplet" in lines
 
 
@@ -141,8 +145,8 @@ def test_folds_hold_out_every_class_once(tmp_path):
     held_out = []
     for fold in range(2):
         arguments = tiny(tmp_path, *more, f"val_fold={fold}")[2:]
-        config = train.load_config(ROOT / "recipes" / "cub_resnet50.yaml", arguments)
-        _, training, measured, _ = train.load_benchmark(config)
+        config = load_config(ROOT / "recipes" / "cub_resnet50.yaml", arguments)
+        _, training, measured, _ = load_benchmark(config)
         assert not set(training.class_names) & set(measured.class_names)
         held_out += measured.class_names
     assert sorted(held_out) == ["class_0", "class_1", "class_2", "class_3"]
@@ -221,8 +225,8 @@ def test_validation_while_training_chooses_and_stops_honestly(tmp_path, monkeypa
 
 def test_validation_classes_are_not_trained_on(tmp_path):
     arguments = tiny(tmp_path, "validate_every=1", "train_classes=0-3", "test_classes=4-5", "val_classes=0.5")[2:]
-    config = train.load_config(ROOT / "recipes" / "cub_resnet50.yaml", arguments)
-    _, training, measured, held_out = train.load_benchmark(config)
+    config = load_config(ROOT / "recipes" / "cub_resnet50.yaml", arguments)
+    _, training, measured, held_out = load_benchmark(config)
     names = [set(s.class_names) for s in (training, measured, held_out)]
     assert [len(n) for n in names] == [2, 2, 2] and len(set.union(*names)) == 6
 
@@ -286,12 +290,12 @@ def test_cores_are_shared_out_unless_told_otherwise(monkeypatch):
 
 
 def test_parameter_groups_follow_the_recipe():
-    config = train.load_config(
+    config = load_config(
         ROOT / "recipes" / "cub_resnet50.yaml", [*TINY, "warmup_epochs=0", "uncertainty_lr_multiplier=3"]
     )
     model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=16)
     criterion = ProxyLoss(4, 16, proxy_uncertainty="learned")
-    rates = {id(p): g["lr"] for g in train.parameter_groups(config, model, criterion) for p in g["params"]}
+    rates = {id(p): g["lr"] for g in parameter_groups(config, model, criterion) for p in g["params"]}
     assert len(rates) == len(list(model.parameters())) + 2
     assert rates[id(criterion.proxies)] == pytest.approx(0.1)
     assert rates[id(criterion.uncertainty)] == rates[id(model.head.uncertainty.weight)] == pytest.approx(3e-3)
@@ -300,7 +304,7 @@ def test_parameter_groups_follow_the_recipe():
 
 def test_frozen_batchnorm_keeps_its_statistics_and_trains_its_affine_parameters():
     model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=16)
-    train.set_training_mode(model, freeze_batchnorm=True)
+    set_training_mode(model, freeze_batchnorm=True)
     mean = model.backbone.bn1.running_mean.clone()
     model(torch.randn(2, 3, 32, 32)).semantic[:, 0].sum().backward()
     assert model.training and torch.equal(model.backbone.bn1.running_mean, mean)
