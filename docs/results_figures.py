@@ -150,9 +150,9 @@ def draw_across(lines: Sequence[tuple[Set, str, str, Difference]], path: Path) -
             axes[2].plot(value, place, "o", color=colour, markersize=5)
     axes[0].set_yticks(range(len(lines)), [f"{found.benchmark}: {a} − {b}" for found, a, b, _ in lines], fontsize=8)
     axes[0].invert_yaxis()
-    axes[0].set(title="R@1, difference in points (95 %)")
-    axes[1].set(title="AUROC of a wrong nearest: ● ‖u‖  ◇ −sim")
-    axes[2].set(title="mean ‖u‖: most over least degraded")
+    axes[0].set(title="R@1, points (95 %)")
+    axes[1].set(title="AUROC: ● ‖u‖  ◇ −sim")
+    axes[2].set(title="‖u‖, most / least degraded")
     for axis, neutral in zip(axes, (0, 50, 1), strict=True):
         axis.axvline(neutral, color="#555555", linewidth=1, linestyle=":")
         axis.title.set_fontsize(9)

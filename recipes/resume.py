@@ -105,12 +105,12 @@ def _sync(folder: Path) -> None:
 
 
 def check_config(config: Config, saved: dict[str, Any], folder: Path) -> list[str]:
-    """What has changed since a checkpoint, as lines, where that is harmless.
+    """What has changed since a checkpoint, as lines, where that is harmless; a key newer than it had its default.
 
     Raises:
         ConfigError: where it would be another training.
     """
-    now = dataclasses.asdict(config)
+    now, saved = dataclasses.asdict(config), dataclasses.asdict(Config()) | saved
     changed = {k: (saved.get(k), now.get(k)) for k in sorted(saved.keys() | now.keys()) if saved.get(k) != now.get(k)}
     lines = [f"{k}: {old!r} → {new!r}" for k, (old, new) in changed.items()]
     if refused := [line for k, line in zip(changed, lines, strict=True) if k not in HARMLESS]:

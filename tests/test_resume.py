@@ -244,6 +244,15 @@ def test_harmless_keys_exist():
         resume.check_config(config, {**vars(config), "seed": 1}, ROOT)
 
 
+def test_a_checkpoint_from_before_a_key_was_there_goes_on():
+    config = load_config(ROOT / "recipes" / "cub_resnet50.yaml", ["max_steps=0", "lr=0.5"])
+    saved = {k: v for k, v in vars(config).items() if k not in ("max_steps", "lora_rank")}
+    assert resume.check_config(config, saved, ROOT) == []
+    other = load_config(ROOT / "recipes" / "cub_resnet50.yaml", ["max_steps=3", "lr=0.5"])
+    with pytest.raises(ConfigError, match="other settings .max_steps: 0 → 3."):
+        resume.check_config(other, saved, ROOT)
+
+
 def test_collapse_is_told(tmp_path, photos, monkeypatch, capsys):
     from idml_zoo.heads import IDMLHead
 

@@ -70,9 +70,7 @@ def test_every_variant_trains_measures_and_writes_its_row(tmp_path, variant):
     if variant not in ("vmf", "loss_prediction"):  # they weigh nothing
         assert {"factor_positive", "factor_negative"} <= set(log[0])
         assert (float(log[0]["factor_positive"]) < 1) == variant.startswith("idml")
-    assert ("proxy_norm" in log[0]) == (
-        variants[variant].loss in ("proxy_anchor", "proxy_nca", "loss_prediction")
-    )
+    assert ("proxy_norm" in log[0]) == (variants[variant].loss in ("proxy_anchor", "proxy_nca", "loss_prediction"))
     # the stored weights give the stored numbers
     model = idml_zoo.create_model(f"local-dir:{folder / 'model'}", pretrained=True)
     benchmark = idml_zoo.table_benchmark("mine", tmp_path / "photos")
