@@ -1,4 +1,4 @@
-"""Makes the tables, figures and findings of results.md, and README's headline, from result files.
+"""Makes the tables, figures and findings of results.md, and those of README and uncertainty.md, from result files.
 
     python docs/results.py            # writes them
     python docs/results.py --check    # fails where a page differs from the result files
@@ -33,7 +33,7 @@ from idml_zoo.variants import variants
 from idml_zoo.zoo import EMBEDDED
 
 HERE = Path(__file__).parent
-PAGES = (HERE / "results.md", HERE.parent / "README.md")
+PAGES = (HERE / "results.md", HERE / "uncertainty.md", HERE.parent / "README.md")
 HEADLINE = "idml_test_resnet_glyphs"  # the model in the picture
 STUDIES = HERE.parent / "recipes" / "studies"
 LEADERBOARD = HERE.parent / "leaderboard"
@@ -365,6 +365,17 @@ def claims(sets: list[Set]) -> str:
     return markdown_table(["statement", "compared with", "yes", "the contrary", "cannot be told"], rows)
 
 
+def levels(sets: list[Set]) -> str:
+    """What each row's level knows, the best first."""
+    rows = []
+    for found in sets:
+        with_level = [line for line in found.lines.values() if line.row.values("auroc_level")]
+        for line in sorted(with_level, key=lambda x: -statistics.fmean(x.row.values("auroc_level") or [])):
+            metrics = ("auroc_level", "auroc_top1_similarity", "spearman_severity")
+            rows.append([found.benchmark, f"`{line.variant}`", *(percent(line.row.values(m)) for m in metrics)])
+    return markdown_table(["set", "variant", "AUROC ‖u‖", "AUROC −sim", "ρ severity"], rows)
+
+
 def headline(sets: list[Set]) -> str:
     """One line for each set: R@1 of the variants that matter most, and what the level of ``idml`` knows."""
 
@@ -415,7 +426,7 @@ BLOCKS = {
     "cost": cost_table,
     "findings": findings,
 }
-ACROSS = {"across": across, "claims": claims, "headline": headline, "published": published}
+ACROSS = {"across": across, "claims": claims, "levels": levels, "headline": headline, "published": published}
 
 
 def page(text: str, sets: list[Set]) -> str:
@@ -438,7 +449,7 @@ def page(text: str, sets: list[Set]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
-    parser.add_argument("--page", type=Path, nargs="+", default=PAGES, help="(default: results.md and README.md)")
+    parser.add_argument("--page", type=Path, nargs="+", default=PAGES, help="(default: those of the project)")
     parser.add_argument("--studies", type=Path, default=STUDIES)
     parser.add_argument("--leaderboard", type=Path, default=LEADERBOARD)
     args = parser.parse_args(arguments)

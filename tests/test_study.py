@@ -104,7 +104,7 @@ def test_a_study_tunes_then_measures(finished, capsys):
 def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     folder, _ = finished
     page = tmp_path / "results.md"
-    names = ["across", "headline", "claims", *(f"{block} mine" for block in results.BLOCKS)]
+    names = ["across", "headline", "claims", "levels", *(f"{block} mine" for block in results.BLOCKS)]
     page.write_text("".join(f"<!-- made: {n} -->\n<!-- end -->\n" for n in names))
     arguments = ["--page", str(page), "--studies", str(folder), "--leaderboard", str(folder / "board")]
     assert results.main([*arguments, "--check"]) == 1
@@ -140,6 +140,7 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     ]
     above = sum(min(v) > 0.5 for v in levels)
     assert int(statements["The level tells which images will be retrieved wrongly [R]"][3]) == above
+    assert blocks["levels"].count("| mine | `idml_") == 2 and "`pa`" not in blocks["levels"]
     assert (tmp_path / "results" / "across.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "mine-risk.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "mine-corruptions.png").stat().st_size > 10_000
