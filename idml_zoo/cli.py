@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idml_zoo import cli_data, cli_hub, cli_results, cli_search
-from idml_zoo.cli_images import add_images, chosen_images
+from idml_zoo.cli_images import add_images, chosen_images, load_images
 from idml_zoo.cli_model import add_model, open_model
 from idml_zoo.version import __version__
 
@@ -71,7 +71,7 @@ def _eval(args: argparse.Namespace) -> int:
         about = _history(old, about["weights_sha256"], benchmark.name)
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
     results: list[Result] = []
-    split = benchmark.splits(args.root).test
+    split = load_images(benchmark, args).test
     started = time.perf_counter()
     embedding = embed(model, split, model.transform, args.batch_size, device=args.device)
     took = time.perf_counter() - started
@@ -151,7 +151,7 @@ def _gallery(args: argparse.Namespace) -> int:
     model = open_model(args)
     if args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
-    split = benchmark.splits(args.root).test
+    split = load_images(benchmark, args).test
     embedding = embed(model, split, model.transform, args.batch_size, device=args.device)
     for path in build_gallery(
         embedding,

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo.cli_images import add_images, add_root, chosen_images
+from idml_zoo.cli_images import add_images, add_root, chosen_images, load_images
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.folders import MANIFEST
@@ -16,7 +16,7 @@ from idml_zoo.registry import benchmarks
 
 if TYPE_CHECKING:
     from idml_zoo.data.check import Report
-    from idml_zoo.data.split import Split, Splits
+    from idml_zoo.data.split import Split
 
 _SUFFIXES = (".png", ".jpg", ".webp")
 
@@ -140,15 +140,11 @@ def _unpack(record: Benchmark, args: argparse.Namespace) -> None:
             extract(file, Path(args.root))
 
 
-def _loaded(args: argparse.Namespace) -> tuple[Benchmark, Splits]:
-    record = chosen_images(args)
-    return record, record.check(record.originals(args.root)) if args.source else record.splits(args.root)
-
-
 def _verify(args: argparse.Namespace) -> int:
     from idml_zoo.data.check import check_splits
 
-    record, splits = _loaded(args)
+    record = chosen_images(args)
+    splits = load_images(record, args)
     report = check_splits(splits, sys.stderr.isatty())
     _print(report)
     promised = _promised(record, args)
@@ -183,7 +179,8 @@ def _print(report: Report) -> None:
 def _show(args: argparse.Namespace) -> int:
     from idml_zoo.data.sheet import contact_sheet
 
-    record, splits = _loaded(args)
+    record = chosen_images(args)
+    splits = load_images(record, args)
     split: Split = getattr(splits, args.split)
     if args.corruption:
         from idml_zoo.data.corruptions import corrupt

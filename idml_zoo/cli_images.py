@@ -8,6 +8,7 @@ from pathlib import Path
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import DataError
+from idml_zoo.data.split import Splits
 from idml_zoo.registry import benchmarks
 
 
@@ -60,3 +61,8 @@ def chosen_images(args: argparse.Namespace) -> Benchmark:
     train, test = record.classes or (None, None)
     table = table_benchmark(record.name, source, train, test, args.hub_split or "all", **options)
     return replace(record, load=table.load)
+
+
+def load_images(record: Benchmark, args: argparse.Namespace) -> Splits:
+    """Its splits, counts checked; ``--source`` comes before a prepared copy of the same name."""
+    return record.check(record.originals(args.root)) if args.source else record.splits(args.root)

@@ -48,7 +48,7 @@ def repeat(old: Result, out: Path, root: str | None = None) -> Result:
 
 def differences(old: Result, new: Result) -> dict[str, float]:
     """New minus old of every metric in either, in points; NaN where one of them has none."""
-    names = in_order(dict.fromkeys([*old.metrics, *new.metrics]))
+    names = in_order({*old.metrics, *new.metrics})
     pairs = {n: (old.metrics.get(n), new.metrics.get(n)) for n in names}
     return {
         n: 0.0 if a == b else float("nan") if a is None or b is None else 100 * (b - a) for n, (a, b) in pairs.items()

@@ -264,7 +264,6 @@ def dress(run: Run, saved: dict[str, Any] | None) -> None:
         run.fed, run.loss, run.optimizer = accelerator.prepare(fed, run.criterion, run.optimizer)
     if saved:
         resume.restore(run.parts(), saved)
-        if (
-            len(saved["rng"]) == run.world
-        ):  # else dropout is drawn anew; order and augmentation are the same all the same
+        # with another number of processes dropout is drawn anew; order and augmentation are the same all the same
+        if len(saved["rng"]) == run.world:
             resume.set_rng_state(saved["rng"][accelerator.process_index])

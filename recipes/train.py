@@ -62,10 +62,9 @@ def run(config: Config) -> list[Result]:
     train(made, state)
     made.accelerator.wait_for_everyone()
     finished += measure(made, state)
-    if made.main:
+    if made.lock:  # the main process
         resume.clear(made.checkpoints)
-        if made.lock:
-            made.lock.release()
+        made.lock.release()
     made.accelerator.wait_for_everyone()
     made.accelerator.end_training()
     return finished

@@ -81,6 +81,11 @@ def test_eval_measures_the_classes_that_were_chosen(tmp_path, capsys):
     (result,) = read_results(board / "results")
     expected = idml_zoo.table_benchmark("photos", photos, test_classes="0-1").splits().test
     assert result.provenance.data_sha256 == expected.fingerprint() and expected.num_classes == 2
+    data = ["--root", str(tmp_path / "data")]
+    assert main(["data", "prepare", "photos", "--source", str(photos), "--test-classes", "3-5", *data]) == 0
+    assert main(["eval", "idml", "photos", *where, *data]) == 0
+    (again,) = read_results(board / "results")
+    assert again.provenance.data_sha256 == expected.fingerprint(), "not those of a prepared copy of that name"
     assert main(["eval", "idml", "glyphs", *where]) == 1
     assert "glyphs is a registered benchmark" in capsys.readouterr().err
     assert main(["eval", "idml", "glyphs", "--backbone", "test_resnet", "--test-classes", "0-1"]) == 1

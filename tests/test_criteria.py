@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_embedding
 
-from idml_zoo.losses import LossSpec, PairLoss, ProxyLoss, create_criterion, pairs
+from idml_zoo.losses import Criterion, LossSpec, PairLoss, ProxyLoss, create_criterion, pairs
 from idml_zoo.registry import losses
 from idml_zoo.types import Embedding
 
@@ -370,10 +370,13 @@ def test_what_a_registered_loss_cannot_do_is_refused(registered):
 
 
 def test_a_registered_module_is_built_by_name(registered):
-    class Own(torch.nn.Module):
+    class Own(Criterion):
         def __init__(self, num_classes, embedding_dim, power=1.0):
             super().__init__()
             self.shape = (num_classes, embedding_dim, power)
 
     registered("own", LossSpec("Own", "similarity", proxies=True, similarities=("cosine",), module=Own))
-    assert create_criterion("own", 5, 8, "cosine", power=2.0).shape == (5, 8, 2.0)
+    criterion, e = create_criterion("own", 5, 8, "cosine", power=2.0), make_embedding(12, 8)
+    assert criterion.shape == (5, 8, 2.0)
+    level = criterion.statistics(e, LABELS)["level"].item()
+    assert level == pytest.approx(np.linalg.norm(e.uncertainty.numpy(), axis=1).mean()), "or a run would call it dead"
