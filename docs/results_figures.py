@@ -14,7 +14,7 @@ from idml_zoo.registry import benchmarks
 from idml_zoo.results import SEVERITIES
 
 if TYPE_CHECKING:
-    from results import Set
+    from results_sets import Set
 
     from idml_zoo.compare import Difference
     from idml_zoo.data.split import Split

@@ -57,10 +57,16 @@ def test_what_the_picture_says_is_what_the_queries_say():
     """By sorting each query's (level, wrong) pair in plain Python."""
     import json
 
-    import results
+    import results_across
+    import results_sets
 
-    (own,) = (results.EMBEDDED / results.HEADLINE / "results").rglob("*.json")
-    row = ROOT / "leaderboard" / "results" / own.relative_to(results.EMBEDDED / results.HEADLINE / "results").parent
+    (own,) = (results_across.EMBEDDED / results_across.HEADLINE / "results").rglob("*.json")
+    row = (
+        ROOT
+        / "leaderboard"
+        / "results"
+        / own.relative_to(results_across.EMBEDDED / results_across.HEADLINE / "results").parent
+    )
     worst = []
     for path in sorted(row.glob("seed*.npz")):
         values = np.load(path)
@@ -69,6 +75,6 @@ def test_what_the_picture_says_is_what_the_queries_say():
         worst.append(100 * sum(bool(w) for _, w in tenth) / len(tenth))
     assert len(worst) == len(list(row.glob("seed*.json"))) >= 3
     variant = json.loads(own.read_text())["model"]["variant"]
-    text = results.published(results.read_sets())
+    text = results_across.published(results_sets.read_sets())
     assert f"variant `{variant}`" in text
     assert f"for {np.mean(worst):.1f} ± {np.std(worst, ddof=1):.1f} % of the most uncertain tenth" in text
