@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import DataError
-from idml_zoo.data.split import Splits
 from idml_zoo.registry import benchmarks
+
+if TYPE_CHECKING:
+    from idml_zoo.data.split import Splits
 
 
 def add_root(one: argparse.ArgumentParser) -> None:
