@@ -110,12 +110,16 @@ def tuning_table(found: Set) -> str:
                 f"{said(trial.settings)}: {f'**{value}**' if trial.settings == found.lines[name].settings else value}"
             )
         place = (str(first[name]), str(second[name]))
-        rows.append([f"`{name}`", "; ".join(tried), place[0], f"{100 * on_test[name]:.1f}", place[1]])
+        best = found.progress.chosen(name)
+        level = best.result.metrics.get("auroc_level") if best and best.result else None
+        known = "–" if level is None else f"{100 * level:.1f}"
+        rows.append([f"`{name}`", "; ".join(tried), place[0], known, f"{100 * on_test[name]:.1f}", place[1]])
     title = {"map@r": "MAP@R", "recall@1": "R@1"}.get(metric, metric)
     header = [
         "variant",
         f"trials: {title} on held-out training classes",
         "place there",
+        "AUROC ‖u‖ there",
         f"{title} on test classes",
         "place",
     ]

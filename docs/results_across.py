@@ -105,6 +105,15 @@ def levels(sets: list[Set]) -> str:
     return markdown_table(["set", "variant", "AUROC ‖u‖", "AUROC −sim", "ρ severity"], rows)
 
 
+def standing(sets: list[Set]) -> str:
+    """Which rows of the studies are not measured yet."""
+    missing = {title_of(f): [f"`{n}`" for n in f.progress.variants() if n not in f.lines] for f in sets}
+    done = [title for title, names in missing.items() if not names]
+    text = [f"Complete: {', '.join(done)}."] if done else []
+    text += [f"Of {title}, not measured yet: {', '.join(names)}." for title, names in missing.items() if names]
+    return " ".join(text)
+
+
 def headline(sets: list[Set]) -> str:
     """One line for each set: R@1 of the variants that matter most, and what the level of ``idml`` knows."""
 
@@ -148,4 +157,11 @@ def published(sets: list[Set]) -> str:
     )
 
 
-ACROSS = {"across": across, "claims": claims, "levels": levels, "headline": headline, "published": published}
+ACROSS = {
+    "standing": standing,
+    "across": across,
+    "claims": claims,
+    "levels": levels,
+    "headline": headline,
+    "published": published,
+}

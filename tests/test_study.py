@@ -1,6 +1,7 @@
 """A study tunes every variant alike on held-out classes, then opens the test classes once; a page is made of it."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,10 +102,17 @@ def test_a_study_tunes_then_measures(finished, capsys):
     assert capsys.readouterr().out.count("2 of 2 seeds measured") == 4
 
 
+def chosen_trial(found: results.Set) -> str:
+    """The row of the trial with the highest MAP@R, from its file's own words."""
+    tau = found.lines["idml_no_mixup"].settings["tau"]
+    (row,) = (t.result.row for t in found.progress.trials("idml_no_mixup") if t.settings["tau"] == tau)
+    return row
+
+
 def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     folder, _ = finished
     page = tmp_path / "results.md"
-    names = ["across", "headline", "claims", "levels", *(f"{block} mine" for block in results.BLOCKS)]
+    names = ["standing", "across", "headline", "claims", "levels", *(f"{block} mine" for block in results.BLOCKS)]
     page.write_text("".join(f"<!-- made: {n} -->\n<!-- end -->\n" for n in names))
     arguments = ["--page", str(page), "--studies", str(folder), "--leaderboard", str(folder / "board")]
     assert results.main([*arguments, "--check"]) == 1
@@ -140,6 +148,12 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     ]
     above = sum(min(v) > 0.5 for v in levels)
     assert int(statements["The level tells which images will be retrieved wrongly [R]"][3]) == above
+    assert "Complete: mine." in blocks["standing"]
+    part = replace(found, lines={n: x for n, x in found.lines.items() if n != "pa"})
+    assert results.ACROSS["standing"]([part]) == "Of mine, not measured yet: `pa`."
+    (tried,) = (r for r in read_results(folder / "board" / "validation" / "results") if r.row == chosen_trial(found))
+    (line,) = (line for line in blocks["tuning mine"].splitlines() if line.startswith("| `idml_no_mixup` |"))
+    assert f"| {100 * tried.metrics['auroc_level']:.1f} |" in line
     assert blocks["levels"].count("| mine | `idml_") == 2 and "`pa`" not in blocks["levels"]
     assert (tmp_path / "results" / "across.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "mine-risk.png").stat().st_size > 10_000
