@@ -65,7 +65,7 @@ def test_the_page_is_whole_and_stands_alone(which, folder):
     assert not page.open and not page.wrong
     assert len(set(page.ids)) == len(page.ids)
     for link in page.links:
-        assert link.startswith("#") or (root / link).is_file(), link
+        assert link[1:] in page.ids if link.startswith("#") else (root / link).is_file(), link
     assert "http:" not in text.replace("http-equiv", "") and "https:" not in text
     assert "<script>alert" not in text and "Their <b>" not in text
 
@@ -140,6 +140,21 @@ def test_rows_are_filtered_and_the_address_remembers_it(page, folder):
     page.select_option("select[name=benchmark]", "mine")
     page.select_option("select[name=backbone]", "ResNet-50")
     assert names(page) == [] and len(names(page, "reported")) == 2
+
+
+def test_the_contents_lead_to_a_benchmark_and_such_an_address_stays(browser):
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    page = context.new_page()
+    page.goto((ROOT / "leaderboard" / "index.html").as_uri())
+    sections = page.locator("main > section")
+    links = page.locator("nav a")
+    assert links.count() == sections.count() > 4
+    links.filter(has_text="Omniglot").click()
+    assert page.evaluate("location.hash") == "#omniglot"
+    page.reload()
+    assert page.evaluate("location.hash") == "#omniglot"
+    assert abs(page.locator("#omniglot").bounding_box()["y"]) < 50
+    context.close()
 
 
 def test_a_row_opens_its_evidence(page, folder):

@@ -58,7 +58,8 @@ function filter() {
   for (const part of document.querySelectorAll(".part")) part.hidden = !part.querySelector("tr.row:not([hidden])");
   for (const part of document.querySelectorAll("main > section")) part.hidden = !part.querySelector("tr.row:not([hidden])");
   form.querySelector("output").value = `${shown} of ${rows.length} rows`;
-  history.replaceState(null, "", "#" + new URLSearchParams(wanted));
+  const address = String(new URLSearchParams(wanted));
+  if (address || location.hash.includes("=")) history.replaceState(null, "", "#" + address); // else it may name a section
 }
 
 for (const [name, v] of new URLSearchParams(location.hash.slice(1)))

@@ -75,6 +75,7 @@ def html_page(found: Sequence[Section], root: Path) -> str:
 <header>
 <h1>Leaderboard of introspective deep metric learning</h1>
 {_ABOUT.format(key=_KEY)}
+{_contents(found)}
 </header>
 {_form(found)}
 <main id="tables">
@@ -85,6 +86,11 @@ def html_page(found: Sequence[Section], root: Path) -> str:
 </body>
 </html>
 """
+
+
+def _contents(found: Sequence[Section]) -> str:
+    links = (f'<li><a href="#{escape(s.benchmark)}">{escape(s.title)}</a></li>' for s in found)
+    return f'<nav aria-label="Benchmarks"><ul>{"".join(links)}</ul></nav>' if len(found) > 1 else ""
 
 
 def _form(found: Sequence[Section]) -> str:
