@@ -111,6 +111,7 @@ PUBLISHED: dict[str, Weights] = {
 _RECIPES = {b: f"recipes/{b}_resnet50.yaml" for b in ("cub", "cars196", "sop")} | {
     "glyphs": "recipes/glyphs_quickstart.yaml",
     "cub2010": "recipes/cub2010_lite0.yaml",
+    "cars196_half": "recipes/cars196_half_lite0.yaml",
 }
 for _head in ("idml", "semantic"):
     for _backbone in BACKBONES:
@@ -127,10 +128,18 @@ for _head in ("idml", "semantic"):
                     weights=PUBLISHED.get(_name),
                 ),
             )
-    models.add(
-        f"{_head}_tf_efficientnet_lite0_cub2010",
-        Record(_head, "tf_efficientnet_lite0", "cub2010", recipe=_RECIPES["cub2010"]),
-    )
+    for _benchmark in ("cub2010", "cars196_half"):
+        _name = f"{_head}_tf_efficientnet_lite0_{_benchmark}"
+        models.add(
+            _name,
+            Record(
+                _head,
+                "tf_efficientnet_lite0",
+                _benchmark,
+                recipe=_RECIPES[_benchmark],
+                weights=PUBLISHED.get(_name),
+            ),
+        )
 
 
 def list_models(filter: str = "*", exclude: str | Iterable[str] = (), pretrained: bool = False) -> list[str]:
