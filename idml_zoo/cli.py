@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idml_zoo import cli_data, cli_hub, cli_results, cli_search
 from idml_zoo.cli_images import add_images, chosen_images, load_images
-from idml_zoo.cli_model import add_model, open_model
+from idml_zoo.cli_model import add_model, open_model, positive
 from idml_zoo.version import __version__
 
 if TYPE_CHECKING:
+    from idml_zoo.pretrained import Origin
     from idml_zoo.results import Result
 
 
@@ -50,16 +53,17 @@ def _eval(args: argparse.Namespace) -> int:
     from idml_zoo.leaderboard import build_leaderboard, summary
     from idml_zoo.registry import heads
     from idml_zoo.results import read_result
+    from idml_zoo.similarity import TAU
     from idml_zoo.zoo import weights_source
 
     benchmark = chosen_images(args)
     model = open_model(args)
     about: dict[str, Any] = {"pretrained": weights_source(args.backbone_weights, model.config["backbone"])}
+    tau, seed = args.tau or TAU, args.seed or 0
     if origin := model.origin:
-        meta = origin.spec.meta
-        about = {"pretrained": str(meta.get("pretrained", "none")), "variant": str(meta.get("variant", "none"))}
-        source = "weights of its own" if origin.revision is None else f"weights of {origin.source}@{origin.revision}"
-        about |= {"weights_sha256": origin.sha256, "checkpoint": "last", "training": source}
+        about = _about(origin)
+        own_tau, own_seed = about.pop("tau"), about.pop("seed")
+        tau, seed = args.tau or own_tau, own_seed if args.seed is None else args.seed
     elif args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
     model.transform = model.transform.replace(image_size=args.image_size, crop_fraction=args.crop_fraction)
@@ -67,9 +71,12 @@ def _eval(args: argparse.Namespace) -> int:
         if model.origin is None:
             raise ValueError("--like measures trained weights again: give the model as local-dir:FOLDER")
         old = read_result(args.like)
-        args.row, args.seed, args.similarity = old.row, old.seed, [old.protocol.similarity]
+        args.row, seed, args.similarity, tau = old.row, old.seed, [old.protocol.similarity], old.protocol.tau or TAU
         about = _history(old, about["weights_sha256"], benchmark.name)
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
+    rows = {s: row if s == "cosine" or args.like else f"{row}-{s}" for s in args.similarity}
+    for name in rows.values():  # before anything is computed
+        _refuse_other(Path(args.leaderboard) / "results" / benchmark.name / name, seed, about, args.force)
     results: list[Result] = []
     split = load_images(benchmark, args).test
     started = time.perf_counter()
@@ -80,9 +87,10 @@ def _eval(args: argparse.Namespace) -> int:
             model,
             benchmark,
             root=args.root,
-            row=row if similarity == "cosine" or args.like else f"{row}-{similarity}",
-            seed=args.seed,
+            row=rows[similarity],
+            seed=seed,
             similarity=similarity,
+            tau=tau,
             batch_size=args.batch_size,
             device=args.device,
             split=split,
@@ -98,6 +106,41 @@ def _eval(args: argparse.Namespace) -> int:
     out.print(summary(results))
     out.print(f"result   {path}\ntable    {Path(args.leaderboard) / 'README.md'}", highlight=False)
     return 0
+
+
+def _about(origin: Origin) -> dict[str, Any]:
+    """What the files of trained weights say of them: for the result, with ``seed`` and ``tau``."""
+    from idml_zoo.results import CHECKPOINTS
+    from idml_zoo.similarity import TAU
+
+    meta, seed, tau = origin.spec.meta, origin.spec.meta.get("seed"), origin.spec.meta.get("tau")
+    source = "weights of its own" if origin.revision is None else f"weights of {origin.source}@{origin.revision}"
+    return {
+        "pretrained": str(meta.get("pretrained", "none")),
+        "variant": str(meta.get("variant", "none")),
+        "checkpoint": meta.get("checkpoint") if meta.get("checkpoint") in CHECKPOINTS else "last",
+        "weights_sha256": origin.sha256,
+        "training": source,
+        "seed": seed if isinstance(seed, int) and seed >= 0 else 0,
+        "tau": float(tau) if isinstance(tau, (int, float)) and 0 < tau < float("inf") else TAU,
+    }
+
+
+def _refuse_other(folder: Path, seed: int, about: dict[str, Any], force: bool) -> None:
+    """ValueError where the result of other weights would be written over, or nothing can be written."""
+    from idml_zoo.results import NAME, check_writable, read_result
+
+    if not NAME.fullmatch(folder.name):
+        raise ValueError(f"--row must be letters, digits, '.', '_', '+' or '-', got {folder.name!r}")
+    path = folder / f"seed{seed}.json"
+    if path.exists() and not force:
+        old = read_result(path).provenance.weights_sha256
+        if old != about.get("weights_sha256"):
+            raise ValueError(
+                f"{path} is of other weights ({str(old)[:12]}); give this row another name with --row, or --seed, or "
+                "replace it with --force"
+            )
+    check_writable(path)
 
 
 def _history(old: Result, weights: str, benchmark: str) -> dict[str, Any]:
@@ -146,7 +189,11 @@ def _gallery(args: argparse.Namespace) -> int:
     from idml_zoo.evaluation.embed import embed
     from idml_zoo.gallery import build_gallery
     from idml_zoo.registry import heads
+    from idml_zoo.results import check_writable
 
+    if args.map == "umap" and find_spec("umap") is None:
+        raise ImportError("--map umap needs umap-learn: pip install umap-learn")
+    check_writable(Path(args.out) / "index.html")
     benchmark = chosen_images(args)
     model = open_model(args)
     if args.model in heads:
@@ -219,14 +266,18 @@ def build_parser() -> argparse.ArgumentParser:
         "brightness, contrast, occlusion, downscale",
     )
     one.add_argument("--row", help="name of the row (default: head and backbone)")
-    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--seed", type=int, help="of the row (default: what trained weights say, else 0)")
+    one.add_argument(
+        "--tau", type=float, help="of the introspective search (default: what it was trained with, else 5)"
+    )
+    one.add_argument("--force", action="store_true", help="replace a result of other weights")
     one.add_argument(
         "--like",
         type=Path,
         metavar="RESULT.json",
         help="measure the weights of this result again, under its row, seed and history (for an old protocol version)",
     )
-    one.add_argument("--batch-size", type=int, default=64)
+    one.add_argument("--batch-size", type=positive, default=64)
     one.add_argument("--device", help="default: cuda where there is one")
     one.add_argument("--leaderboard", default="runs/leaderboard", help="leaderboard folder (default: runs/leaderboard)")
     one.set_defaults(run=_eval)
@@ -238,12 +289,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_model(one)
     add_images(one, "--data-revision")
     one.add_argument("--out", default="gallery", help="folder (default: gallery)")
-    one.add_argument("--k", type=int, default=8, help="neighbours of each query (default 8)")
-    one.add_argument("--count", type=int, default=12, help="queries of each section (default 12)")
+    one.add_argument("--k", type=positive, default=8, help="neighbours of each query (default 8)")
+    one.add_argument("--count", type=positive, default=12, help="queries of each section (default 12)")
     one.add_argument("--similarity", choices=("cosine", "introspective"), default="cosine")
     one.add_argument("--map", choices=("pca", "umap"), default="pca", help="projection of the map (default: pca)")
     one.add_argument("--seed", type=int, default=0, help="of the sample")
-    one.add_argument("--batch-size", type=int, default=64)
+    one.add_argument("--batch-size", type=positive, default=64)
     one.add_argument("--device", help="default: cuda where there is one")
     one.set_defaults(run=_gallery)
 
@@ -278,11 +329,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 with one clear line on stderr, 2 for wrong usage."""
     args = build_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args))
     except BrokenPipeError:  # the reader of a pipe has seen enough
         return 0
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, AssertionError) as error:  # timm asserts the size of images
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
 

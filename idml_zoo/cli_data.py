@@ -103,16 +103,30 @@ def _prepare(args: argparse.Namespace) -> int:
     folder = record.prepared_folder(args.root)
     if (folder / MANIFEST).is_file() and not args.force:
         record.splits(args.root)
-        print(f"{folder} is prepared already; `idml-zoo data verify {record.name}` checks it, --force makes it again")
+        own = f" --source {folder}" if args.source else ""
+        print(
+            f"{folder} is prepared already; `idml-zoo data verify {record.name}{own}` checks it, --force makes it again"
+        )
         return 0
     if args.archive or args.download:
-        _unpack(record, args)
+        if _is_there(record, args.root):  # of a run that ended later
+            print(f"{record.name} is extracted under {args.root} already; remove it there to extract it again")
+        else:
+            _unpack(record, args)
     folder, report = prepare(
         record, record.originals(args.root), args.root, args.skip_broken, args.allow_leaks, sys.stderr.isatty()
     )
     _print(report)
     print(f"prepared {folder}")
     return 0
+
+
+def _is_there(record: Benchmark, root: str) -> bool:
+    try:
+        record.check(record.originals(root))
+    except DataError:
+        return False
+    return True
 
 
 def _unpack(record: Benchmark, args: argparse.Namespace) -> None:

@@ -129,8 +129,6 @@ def _export(args: argparse.Namespace) -> int:
     from idml_zoo.export import export
 
     model = open_model(args)
-    if model.origin is None:
-        print("note: this model is untrained", file=sys.stderr)
     path = export(model, args.out)
     print(f"{path}: {path.stat().st_size:,} bytes; its embeddings are the model's")
     return 0

@@ -50,6 +50,9 @@ def chosen_images(args: argparse.Namespace) -> Benchmark:
         record: Benchmark = benchmarks[args.benchmark]
         if args.train_classes or args.test_classes:
             raise DataError(f"{record.name} is a registered benchmark: its classes are fixed")
+        columns = (args.image_column, args.label_column) != ("image", "label")
+        if args.data_revision or args.hub_split or columns:
+            raise DataError("a revision, --hub-split, --image-column and --label-column go with --source")
         return record
     options = {"revision": args.data_revision, "image_column": args.image_column, "label_column": args.label_column}
     source = Path(args.source).absolute() if Path(args.source).exists() else args.source

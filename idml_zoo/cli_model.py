@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pooling", choices=("avg+max", "avg", "native"))
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
 def open_model(args: argparse.Namespace) -> IDMLModel:
     """The model that the arguments name; its ``origin`` is None where it is untrained."""
     from idml_zoo.zoo import HUB, LOCAL, create_model, models
@@ -40,8 +49,8 @@ def open_model(args: argparse.Namespace) -> IDMLModel:
     if not trained:
         import torch
 
-        torch.manual_seed(getattr(args, "seed", 0))
-    return create_model(
+        torch.manual_seed(getattr(args, "seed", None) or 0)
+    model = create_model(
         args.model,
         trained,
         backbone=args.backbone,
@@ -49,3 +58,7 @@ def open_model(args: argparse.Namespace) -> IDMLModel:
         backbone_pretrained=args.backbone_weights,
         revision=args.revision,
     )
+    if not trained and (args.model != "features" or args.backbone_weights == "none"):
+        what = "its head's weights are" if args.backbone_weights != "none" else "its weights are"
+        print(f"note: this model is untrained: {what} random", file=sys.stderr)
+    return model

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idml_zoo.cli_model import positive
+
 if TYPE_CHECKING:
     from idml_zoo.leaderboard import Row
 
@@ -25,7 +27,7 @@ def add_parser(commands: Any) -> None:
     diff = actions.add_parser("diff", help="two rows side by side, with the interval of their difference")
     diff.add_argument("first", type=Path, help="a row's folder or one seed's JSON")
     diff.add_argument("second", type=Path)
-    diff.add_argument("--draws", type=int, default=2000, help="of the paired bootstrap (default 2000)")
+    diff.add_argument("--draws", type=positive, default=2000, help="of the paired bootstrap (default 2000)")
     diff.set_defaults(run=_diff)
     check = actions.add_parser("validate", help="read every result file, and the values of every query beside it")
     check.add_argument(
@@ -144,7 +146,7 @@ def _validate(args: argparse.Namespace) -> int:
             if values is not None:
                 counted = ~np.isnan(values["map@r"])
                 for name, array in _PER_QUERY.items():
-                    mean, said = float(np.mean(values[array][counted])), result.metrics[name]
+                    mean, said = float(np.mean(values[array][counted])), result.metrics.get(name)
                     if said is None or abs(mean - said) > 1e-6:
                         raise ResultError(f"{path}: {name} is {said}, but the mean over its queries is {mean:.6f}")
         except ResultError as error:

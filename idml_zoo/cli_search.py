@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.cli_model import add_model, open_model
+from idml_zoo.cli_model import add_model, open_model, positive
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -22,14 +22,14 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_model(one)
     one.add_argument("photos", type=Path, help="folder, searched in all its depth; no labels needed")
     one.add_argument("queries", type=Path, nargs="*", help="photographs, or folders of them")
-    one.add_argument("--k", type=int, default=5, help="photographs for each query (default 5)")
+    one.add_argument("--k", type=positive, default=5, help="photographs for each query (default 5)")
     one.add_argument("--similarity", choices=("cosine", "introspective"), default="cosine")
     one.add_argument("--max-uncertainty", type=float, metavar="LEVEL", help="decline queries with a higher level ‖u‖")
     one.add_argument("--index", type=Path, metavar="FILE", help="keep the embeddings here, and use them again")
     one.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the pictures")
     one.add_argument("--json", action="store_true", help="print JSON")
-    one.add_argument("--count", type=int, default=12, help="rows of each list, without a query (default 12)")
-    one.add_argument("--batch-size", type=int, default=64)
+    one.add_argument("--count", type=positive, default=12, help="rows of each list, without a query (default 12)")
+    one.add_argument("--batch-size", type=positive, default=64)
     one.add_argument("--device", help="default: cuda where there is one")
     one.set_defaults(run=_search)
 
@@ -38,8 +38,10 @@ def _search(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from idml_zoo.photos import PhotoIndex, ask, embed_photos, find_photos, index_photos, photo_page, sections
-    from idml_zoo.results import write_text
+    from idml_zoo.results import check_writable, write_text
 
+    for place in filter(None, (args.index, args.html)):
+        check_writable(place)
     files = [p for place in args.queries for p in find_photos(place)]  # a wrong path costs nothing
     model = open_model(args)
     old = PhotoIndex.load(args.index) if args.index and args.index.exists() else None

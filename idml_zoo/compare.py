@@ -54,6 +54,8 @@ def bootstrap_means(rows: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 
     Raises:
         ValueError: rows of different queries, no queries, or NaN.
     """
+    if draws < 1:
+        raise ValueError(f"draws must be 1 or more, got {draws}")
     rows = [np.atleast_2d(np.asarray(r, dtype=np.float64)) for r in rows]
     counts = {r.shape[1] for r in rows}
     if len(counts) != 1 or counts == {0}:

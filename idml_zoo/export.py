@@ -61,7 +61,7 @@ def export(model: IDMLModel, path: str | Path) -> Path:
         batch = {0: torch.export.Dim("batch", min=1, max=_MOST)}
         program = torch.export.export(_Pair(twin), (example,), dynamic_shapes={"images": batch})
     except Exception as error:
-        raise ExportError(f"{model.config['backbone']} cannot be exported ({str(error).splitlines()[0]})") from error
+        raise ExportError(f"{model.config['backbone']} cannot be exported ({_first_line(error)})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as part:
         whole = Path(part) / path.name
@@ -79,6 +79,10 @@ def export(model: IDMLModel, path: str | Path) -> Path:
                 )
         whole.replace(path)
     return path
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _twin(model: IDMLModel) -> IDMLModel:
@@ -107,8 +111,7 @@ def _write_onnx(program: Any, path: Path, model: IDMLModel) -> None:
         assert made is not None
         made.save(path, external_data=False)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ExportError(f"{model.config['backbone']} cannot be written as ONNX ({reason})") from error
+        raise ExportError(f"{model.config['backbone']} cannot be written as ONNX ({_first_line(error)})") from error
     content = onnx.load(path)
     for value in (*content.graph.input, *content.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"

@@ -56,7 +56,8 @@ class Gallery:
 
     Attributes:
         sections: queries by heading, in the order in which they are looked at.
-        wrong: ``(Q,)`` whether each query's nearest neighbour is wrong, of the ``rows`` ``(Q,)`` that were asked.
+        wrong: ``(Q,)`` whether each query's nearest neighbour is wrong, of the ``rows`` ``(Q,)`` that have another
+            image of their class to be found.
     """
 
     sections: dict[str, list[Retrieval]]
@@ -121,7 +122,9 @@ def choose(
         sections["Most uncertain images"] = [i for i in surest[::-1] if counted[i]][:count]
     drawn = np.random.RandomState(seed).permutation(np.flatnonzero(counted))[:count]
     sections["A random sample"] = sorted(drawn.tolist())
-    return Gallery({h: [retrieval(int(i)) for i in s] for h, s in sections.items()}, wrong, rows.numpy())
+    return Gallery(
+        {h: [retrieval(int(i)) for i in s] for h, s in sections.items()}, wrong[counted], rows.numpy()[counted]
+    )
 
 
 def _tile(split: Split, row: int, side: int) -> Image:

@@ -106,7 +106,7 @@ class IDMLModel(nn.Module):
         self.backbone: Any  # timm's networks share methods, not a type
         self.backbone, self.pooling = create_backbone(backbone_name, pooling, **backbone_options)
         self.head = self._make_head(head_class, embedding_dim, head_options or {})
-        self.transform = transform or TransformConfig.from_timm(self.backbone.pretrained_cfg)
+        self.transform = transform or TransformConfig.of_network(self.backbone)
         self.backbone_frozen = self._backbone_fixed = False
         self.origin: Origin | None = None
         saved_options = {k: v for k, v in backbone_options.items() if k not in _LOADING}
@@ -119,6 +119,13 @@ class IDMLModel(nn.Module):
             "head_options": dict(head_options or {}),
             "backbone_options": saved_options,
         }
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The preprocessing as timm writes it, so that ``timm.data.resolve_model_data_config(model)`` finds it."""
+        t = self.transform
+        size = {"input_size": (3, t.image_size, t.image_size), "crop_pct": t.crop_fraction}
+        return size | {"mean": t.mean, "std": t.std, "interpolation": t.interpolation}
 
     def _make_head(self, head_class: Any, embedding_dim: int | None, options: dict[str, Any]) -> nn.Module:
         features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)

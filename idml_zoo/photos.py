@@ -19,9 +19,9 @@ from torch import Tensor
 
 from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.images import decode
-from idml_zoo.data.table import IMAGE_SUFFIXES
+from idml_zoo.data.table import IMAGE_SUFFIXES, find_images
 from idml_zoo.data.transforms import build_transforms
-from idml_zoo.evaluation.embed import default_device
+from idml_zoo.evaluation.embed import as_device, evaluating
 from idml_zoo.evaluation.knn import search
 from idml_zoo.gallery import STYLE, data_url
 from idml_zoo.results import write_text
@@ -110,13 +110,7 @@ def find_photos(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise DataError(f"no folder or file {place}")
-    found = sorted(
-        p
-        for p in place.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES
-        and p.is_file()
-        and not any(part.startswith(".") for part in p.relative_to(place).parts)
-    )
+    found = find_images(place)
     if not found:
         raise DataError(f"{place} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return found
@@ -145,10 +139,9 @@ def embed_photos(
     """
     from rich.progress import track
 
-    device = torch.device(device) if device is not None else default_device()
+    device = as_device(device)
     transform = build_transforms(model.transform)[1]
-    was_training = model.training
-    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept: list[int] = []
     waiting: list[Tensor] = []
     parts: list[Embedding] = []
@@ -159,20 +152,17 @@ def embed_photos(
         parts.append(model(images).to("cpu", torch.float32))
         waiting.clear()
 
-    try:
-        with torch.inference_mode():
-            for i, file in enumerate(track(files, description="embedding", transient=True, disable=not progress)):
-                try:
-                    waiting.append(transform(decode(file, str(file))))
-                    kept.append(i)
-                except BrokenImageError as error:
-                    broken.append(str(error))
-                if len(waiting) == batch_size:
-                    flush()
-            if waiting:
+    with evaluating(model), torch.inference_mode():
+        for i, file in enumerate(track(files, description="embedding", transient=True, disable=not progress)):
+            try:
+                waiting.append(transform(decode(file, str(file))))
+                kept.append(i)
+            except BrokenImageError as error:
+                broken.append(str(error))
+            if len(waiting) == batch_size:
                 flush()
-    finally:
-        model.train(was_training)
+        if waiting:
+            flush()
     return kept, Embedding.cat(parts).check_values() if parts else None, broken
 
 
@@ -303,6 +293,7 @@ def photo_page(title: str, parts: dict[str, list[Answer]], folder: Path, query_f
     from PIL import ImageOps
 
     def figure(path: Path, name: str, kind: str, text: str) -> str:
+        name = name.encode("utf-8", "backslashreplace").decode()  # as the page is UTF-8
         picture = ImageOps.pad(decode(path, str(path)), (_SIDE, _SIDE), color="#dddddd")
         return (
             f'<figure class="{kind}" title="{escape(name)}"><img src="{data_url(picture)}" width="{_SIDE}" '

@@ -14,7 +14,16 @@ from torch import Tensor
 from idml_zoo import probe
 from idml_zoo.data.transforms import build_transforms
 from idml_zoo.model import IDMLModel
-from idml_zoo.weights import MOST_HEADER, Spec, WeightsError, read_config, read_tensors, sha256_of, write_model
+from idml_zoo.weights import (
+    MOST_HEADER,
+    Spec,
+    WeightsError,
+    check_spec,
+    read_config,
+    read_tensors,
+    sha256_of,
+    write_model,
+)
 
 
 @dataclass(frozen=True)
@@ -37,13 +46,29 @@ class Origin:
 def save(model: IDMLModel, folder: Path, dtype: torch.dtype | None = None, meta: dict[str, Any] | None = None) -> Path:
     """See :meth:`IDMLModel.save_pretrained`."""
     twin = copy.deepcopy(model).cpu().eval()
+    first = next(twin.parameters()).dtype
+    if bad := _not_finite(twin):
+        raise ValueError(f"{bad} holds NaN or inf; a diverged model is not saved")
+    if dtype is None and first == torch.float64:  # no network is loaded in more than float32
+        dtype = torch.float32
     if dtype is not None:
         twin = twin.to(dtype)
+    if bad := _not_finite(twin):
+        raise ValueError(f"{bad} is too large for {dtype}; save it in bfloat16 or float32")
     tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in twin.state_dict().items()}
-    if bad := [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]:
-        raise ValueError(f"{bad[0]} holds NaN or inf; a diverged model is not saved")
     measured = probe.measure(twin.float(), build_transforms(model.transform)[1])
     return write_model(folder, tensors, Spec(model.config, model.transform, measured, _versions(), meta or {}))
+
+
+def check_can_be_loaded(model: IDMLModel) -> None:
+    """ValueError where the files of this network would be refused by :func:`load`: before hours are spent on it."""
+    check_spec(Spec(model.config, model.transform))
+
+
+def _not_finite(model: IDMLModel) -> str | None:
+    """The first tensor that holds NaN or inf."""
+    state = model.state_dict().items()
+    return next((k for k, v in state if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
 
 
 def load(

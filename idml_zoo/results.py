@@ -31,7 +31,7 @@ METRICS = (
     "spearman_severity",
 )
 _RECALL = re.compile(r"recall@[1-9]\d*")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a benchmark or a row: they are folders
 COSTS = ("gmacs", "images_per_second", "bytes_per_image")
 SEVERITIES = ("1", "2", "3", "4", "5")
 CHECKPOINTS = ("none", "last", "validation", "test")
@@ -74,6 +74,7 @@ class Protocol:
         kmeans: implementation and settings.
         checkpoint: the split that chose the checkpoint: "none" (untrained), "last" epoch, "validation" or "test"
             (shown as a warning).
+        tau: temperature of the introspective search where it is not the usual 5.
         version: of these rules; ``split`` the split that was measured ("test", or "validation" while developing).
         self_removal, ties: fixed by this version.
     """
@@ -90,6 +91,7 @@ class Protocol:
     version: int = PROTOCOL
     self_removal: str = "by index"
     ties: str = "by gallery index, of scores in float64 rounded to float32"
+    tau: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class Result:
         """The file's text, the same for equal results."""
         plain = dataclasses.asdict(dataclasses.replace(self, per_query={}))
         del plain["per_query"]
+        if self.protocol.tau is None:  # as files before it was recorded are, byte for byte
+            del plain["protocol"]["tau"]
         return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -186,9 +190,10 @@ def _check(r: Result) -> None:
     for name in ("benchmark", "row"):
         value = getattr(r, name)
         _require(
-            isinstance(value, str) and bool(_NAME.fullmatch(value)),
+            isinstance(value, str) and bool(NAME.fullmatch(value)),
             f"{name} must be letters, digits, '.', '_', '+' or '-', got {value!r}",
         )
+    _require(r.benchmark != "reported", "no benchmark can be called 'reported': reported.csv holds others' numbers")
     _require(type(r.seed) is int and r.seed >= 0, f"seed must be an integer ≥ 0, got {r.seed!r}")
     version = r.protocol.version
     _require(
@@ -206,12 +211,17 @@ def _check(r: Result) -> None:
     for name, value in r.cost.items():
         ok = name in COSTS and type(value) in (int, float) and math.isfinite(value) and value >= 0
         _require(ok, f"cost must hold {', '.join(COSTS)} ≥ 0, got {name} = {value!r}")
+    split = r.protocol.split
+    _require(isinstance(split, str) and bool(NAME.fullmatch(split)), f"protocol.split must be a word, got {split!r}")
     for name, curve in r.corruptions.items():
+        _require(bool(NAME.fullmatch(name)), f"corruptions must be called by a word, got {name!r}")
         for severity, point in curve.items():
             ok = severity in SEVERITIES and set(point) == {"recall@1", "level"}
             ok = ok and all(math.isfinite(v) and v >= 0 for v in point.values()) and point["recall@1"] <= 1
             _require(ok, f"corruptions.{name}.{severity} must hold recall@1 in [0, 1] and a level, got {point!r}")
-    _require("recall@1" in r.metrics, "metrics has no recall@1")
+    for name in ("versions", "seconds", "trained"):
+        _require(isinstance(getattr(r.provenance, name), dict), f"provenance.{name} must be an object")
+    _require(r.metrics.get("recall@1") is not None, "metrics has no recall@1")
     for name, value in r.metrics.items():
         _require(name in METRICS or bool(_RECALL.fullmatch(name)), f"unknown metric {name!r}")
         if value is not None:
@@ -267,6 +277,18 @@ def read_result(path: str | Path) -> Result:
 def read_results(root: str | Path) -> list[Result]:
     """Every result under a folder, sorted by path; ResultError for the first bad one."""
     return [read_result(p) for p in sorted(Path(root).glob("*/*/seed*.json"))]
+
+
+def check_writable(path: Path) -> None:
+    """ResultError where a file could not be written: before what belongs into it is computed. Makes its folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(21, "is a folder")
+    except OSError as error:
+        raise ResultError(f"cannot write {path} ({error.strerror}); choose another place") from error
 
 
 def write_text(path: Path, text: str | bytes) -> None:

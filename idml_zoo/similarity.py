@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from idml_zoo.types import Embedding
 
@@ -65,6 +66,7 @@ class _Introspective(torch.autograd.Function):
         return factor.mul_(alpha) if distance else factor.mul_(cos - 1).add_(1)
 
     @staticmethod
+    @once_differentiable  # no loss needs more, and in-place steps spare memory
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cos, beta = ctx.saved_tensors
         alpha, x = _alpha_and_ratio(cos, beta, ctx.tau)

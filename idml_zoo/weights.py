@@ -96,6 +96,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_spec(spec: Spec) -> None:
+    """ValueError where a configuration could not be read back."""
+    try:
+        parse_config(spec.to_json(), CONFIG)
+    except WeightsError as error:
+        raise ValueError(f"this model could be saved but not loaded: {error}") from error
+
+
 def write_model(folder: str | Path, tensors: Mapping[str, Tensor], spec: Spec) -> Path:
     """Writes both files into ``folder`` (made if it is not there); each whole or not at all.
 
@@ -105,10 +113,7 @@ def write_model(folder: str | Path, tensors: Mapping[str, Tensor], spec: Spec) -
     from safetensors.torch import save_file
 
     folder, text = Path(folder), spec.to_json()
-    try:
-        parse_config(text, CONFIG)
-    except WeightsError as error:
-        raise ValueError(f"this model could be saved but not loaded: {error}") from error
+    check_spec(spec)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         save_file(dict(tensors), Path(part) / WEIGHTS, metadata={"format": "pt"})

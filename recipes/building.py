@@ -49,8 +49,9 @@ def parameter_groups(config: Config, model: IDMLModel, criterion: nn.Module) -> 
         groups.setdefault(config.uncertainty_lr_multiplier if is_uncertainty else 1.0, []).append(parameter)
     for name, parameter in criterion.named_parameters():
         # the proxies' uncertainty never at the proxies' pace: β would explode within a few steps
-        is_proxy = name.endswith("proxies")
-        multiple = config.proxy_lr_multiplier if is_proxy else config.uncertainty_lr_multiplier
+        is_proxy, is_uncertainty = name.endswith("proxies"), "uncertainty" in name or "concentration" in name
+        multiple = config.proxy_lr_multiplier if is_proxy else 1.0
+        multiple = config.uncertainty_lr_multiplier if is_uncertainty else multiple
         groups.setdefault(multiple, []).append(parameter)
     return [{"params": p, "lr": config.lr * multiple} for multiple, p in groups.items()]
 

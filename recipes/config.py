@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import yaml
 
 from idml_zoo.data.corruptions import CORRUPTIONS
 from idml_zoo.registry import nearest
+from idml_zoo.results import NAME
 from idml_zoo.variants import variants
 
 QUICKSTART = Path(__file__).with_name("glyphs_quickstart.yaml")
@@ -148,18 +151,40 @@ class Config:
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} must be positive, got {getattr(self, key)!r}")
         try:
-            named = bool(self.row(0).strip())
+            row = self.row(0)
         except (LookupError, ValueError, AttributeError):
-            named = False
-        if not named:
-            raise ConfigError(
-                f"name must be a text that may hold {{variant}}, {{backbone}} and {{image_size}}, got {self.name!r}"
-            )
+            row = ""
+        # before a run, not after it: both are names of folders
+        for key, value, made in (("name", self.name, row), ("benchmark", self.benchmark, self.benchmark)):
+            if not NAME.fullmatch(made):
+                may = " and may hold {variant}, {backbone} and {image_size}" if key == "name" else ""
+                raise ConfigError(f"{key} must be letters, digits, '.', '_', '+' or '-'{may}, got {value!r}")
+        for key in ("proxy_lr_multiplier", "uncertainty_lr_multiplier", "weight_decay"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key} must be 0 or more, got {getattr(self, key)!r}")
+        if self.tracker and not find_spec(self.tracker):
+            raise ConfigError(f"tracker={self.tracker} needs its package: pip install 'idml-zoo[track]'")
+        for key in ("backbone_trains", "lora_targets"):
+            try:
+                re.compile(getattr(self, key))
+            except re.error as error:
+                raise ConfigError(
+                    f"{key} must be a regular expression, got {getattr(self, key)!r} ({error})"
+                ) from error
         for kind in self.corruptions.split():
             if kind not in CORRUPTIONS:
                 raise ConfigError(f"corruptions takes {', '.join(CORRUPTIONS)}, separated by spaces; got {kind!r}")
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ConfigError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
+        if (
+            self.sampler == "pk"
+            and self.accumulate > 1
+            and (self.images_per_class % self.accumulate or self.images_per_class // self.accumulate < 2)
+        ):
+            raise ConfigError(
+                f"sampler=pk with accumulate={self.accumulate} needs images_per_class={2 * self.accumulate}, or a "
+                f"multiple of {self.accumulate} above, for pairs of a class in each piece; got {self.images_per_class}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.shard and (self.ema_decay or self.compile != "no" or self.cache_features):
@@ -204,11 +229,18 @@ class Config:
             )
         if self.stream and self.steps_per_epoch < 1:
             raise ConfigError("stream has no end: say how long an epoch is with steps_per_epoch=1000")
+        if self.stream and self.sampler != "shuffle":
+            raise ConfigError(f"a stream is read in passing, so that sampler={self.sampler} cannot choose from it")
+
+    @property
+    def short_backbone(self) -> str:
+        """Its name without where it comes from and what it has seen: "resnet18" of "hf-hub:timm/resnet18.tv_in1k"."""
+        return self.backbone.rpartition(":")[2].rpartition("/")[2].split(".")[0]
 
     def row(self, image_size: int) -> str:
         """The row of the leaderboard: ``name``, filled in."""
         name = self.name or "{variant}-{backbone}-{image_size}px"
-        row = name.format(variant=self.variant, backbone=self.backbone.split(".")[0], image_size=image_size)
+        row = name.format(variant=self.variant, backbone=self.short_backbone, image_size=image_size)
         return row + ("-validation" if self.evaluate_on == "validation" else "")
 
     def to_yaml(self) -> str:
@@ -279,12 +311,12 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         key, equals, text = item.partition("=")
         if not equals:
             raise ConfigError(f"expected key=value, got {item!r}")
+        if TYPES.get(key) is str:  # as it stands: revision=0123456 is no number, nor name={variant}-mine a mapping
+            given[key] = text
+            continue
         try:
             given[key] = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
-            if TYPES.get(key) is str:  # name={variant}-mine
-                given[key] = text
-                continue
             raise ConfigError(f"{item}: the value is not YAML ({error})") from error
     values |= build(given, "command line")
     name = values.get("variant", Config.variant)

@@ -104,10 +104,19 @@ def build_loading(
             raise ConfigError(
                 f"batch_size {config.batch_size} must be a multiple of images_per_class {config.images_per_class}"
             )
+        if classes > train.num_classes:
+            raise ConfigError(
+                f"batch_size {config.batch_size} takes {classes} classes × {config.images_per_class} images, and there "
+                f"are {train.num_classes} training classes; lower batch_size, or raise images_per_class"
+            )
         sampler = PKSampler(
             train.labels, classes, config.images_per_class, whole_classes=config.whole_classes, **seeded
         )
     else:
+        if len(train) < config.batch_size:
+            raise ConfigError(
+                f"{len(train)} images do not fill one batch of {config.batch_size}; lower batch_size to a part of them"
+            )
         sampler = ShuffleSampler(len(train), config.batch_size, **seeded)
     numbered = Numbered(sampler, config.batch_size)
     images: Any = DrawnImages(train, on_worker, config.seed)

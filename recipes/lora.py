@@ -30,6 +30,15 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
+    @property
+    def weight(self) -> Tensor:
+        """What backbones that multiply by themselves (Swin v2, BEiT, EVA) ask the layer for."""
+        return self.merged()
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.layer.bias
+
     def forward(self, x: Tensor) -> Tensor:
         added: Tensor = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
         whole: Tensor = self.layer(x) + self.scale * added

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from lora import merge
 from run import Run, State
+from sharding import copy_whole
 
 from idml_zoo.card import build_card
 from idml_zoo.data.split import Split
@@ -17,6 +20,7 @@ from idml_zoo.evaluation.protocol import evaluate, save_result
 from idml_zoo.model import IDMLModel
 from idml_zoo.pretrained import load
 from idml_zoo.results import Result
+from idml_zoo.types import Embedding
 from idml_zoo.weights import WEIGHTS, local_files, sha256_of
 from idml_zoo.zoo import LOCAL, weights_source
 
@@ -48,26 +52,52 @@ def results_folder(run: Run) -> Path:
     return Path(run.config.leaderboard) / "results"
 
 
-def measure_untrained(run: Run) -> Result:
-    """The row of the network as it begins."""
-    name = f"untrained-{run.variant.head}-{run.config.backbone.split('.')[0]}-{run.model.transform.image_size}px"
-    training = "none: head drawn at random"
-    result = evaluate(run.final, run.benchmark, row=name, training=training, **about(run))
+def bring_together(run: Run) -> None:
+    """Makes ``final`` what the trained weights say, where they lie in parts or beside it; all processes must call."""
+    if run.sharded:
+        copy_whole(run.model, run.final)
+    if run.config.lora_rank:
+        merge(run.model, run.final)
+
+
+def measure_untrained(run: Run) -> list[Result]:
+    """The row of the network as it begins; all processes must call, the main one has it."""
+    config = run.config
+    name = f"untrained-{run.variant.head}-{config.short_backbone}-{run.model.transform.image_size}px"
+    name += "-validation" if config.evaluate_on == "validation" else ""
+    bank, took = embedded(run)
+    if not run.main:
+        return []
+    result = evaluate(
+        run.final,
+        run.benchmark,
+        embedding=bank,
+        embed_seconds=took,
+        row=name,
+        training="none: head drawn at random",
+        **about(run),
+    )
     save_result(result, results_folder(run))
-    return result
+    return [result]
+
+
+def embedded(run: Run) -> tuple[Embedding, float]:
+    """The measured images' embedding by ``final``, shared out over the processes, which all must call; its seconds."""
+    tick, final = time.perf_counter(), run.final
+    how: dict[str, Any] = {"workers": run.workers, "device": run.accelerator.device, "progress": run.main}
+    bank = embed(final, run.measured, final.transform, share=run.world > 1, **how)
+    return bank, time.perf_counter() - tick
 
 
 def measure(run: Run, state: State) -> list[Result]:
     """The rows of a trained model, one for each similarity, written with its card; all processes must call."""
     config, final = run.config, run.final
+    bring_together(run)  # a run that was killed while measuring did not come by the end of an epoch
     epochs, checkpoint, part = state.step // run.loading.steps, "last", "model"
     if config.select == "best":  # honestly named: by the validation classes, which were not trained on
         epochs, checkpoint, part = int(state.best["epoch"]), "validation", "best"
         final.load_state_dict(load(*local_files(run.folder / part)).state_dict())
-    tick, share = time.perf_counter(), run.world > 1  # embedding is shared out; what follows is fast on one
-    how: dict[str, Any] = {"workers": run.workers, "device": run.accelerator.device, "progress": run.main}
-    bank = embed(final, run.measured, final.transform, share=share, **how)
-    took = time.perf_counter() - tick
+    bank, took = embedded(run)
     if not run.main:
         return []
     training = f"{state.step} steps" if config.max_steps else f"{epochs} epochs"
@@ -83,6 +113,7 @@ def measure(run: Run, state: State) -> list[Result]:
             embedding=bank,
             embed_seconds=took,
             similarity=similarity,
+            tau=config.tau,
             corruptions=config.corruptions.split() if similarity == "cosine" else (),
             row=run.name if similarity == "cosine" else f"{run.name}-{similarity}",
             variant=config.variant,
@@ -90,7 +121,7 @@ def measure(run: Run, state: State) -> list[Result]:
             training=training,
             recipe=config.to_yaml(),
             train_seconds=state.seconds,
-            statistics=state.statistics,
+            statistics={k: v for k, v in state.statistics.items() if math.isfinite(v)},  # a batch may have no pair
             weights_sha256=sha256_of(run.folder / part / WEIGHTS),
             **about(run),
         )

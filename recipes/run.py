@@ -26,6 +26,7 @@ from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.split import Split
 from idml_zoo.losses import create_criterion
 from idml_zoo.model import IDMLModel
+from idml_zoo.pretrained import check_can_be_loaded
 from idml_zoo.results import write_text
 from idml_zoo.variants import Variant, variants
 
@@ -141,6 +142,7 @@ def set_up(config: Config) -> Run:
     variant = variants[config.variant]
     default_workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
     workers = default_workers if config.workers is None else config.workers
+    _refuse_launcher(config)
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.warmup_epochs > 0)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -162,6 +164,7 @@ def set_up(config: Config) -> Run:
 
     benchmark, train, measured, held_out = load_benchmark(config)
     model = build_model(config, benchmark, variant)
+    check_can_be_loaded(model)
     freeze(config, model)
     features = None
     if config.cache_features:
@@ -171,15 +174,16 @@ def set_up(config: Config) -> Run:
             )
         features = pooled_features(model, train, device, workers, main)
     loading = build_loading(config, train, model.transform, workers, accelerator.process_index, world, main, features)
-    criterion = create_criterion(
-        variant.loss,
-        loading.num_classes,
-        config.embedding_dim,
-        variant.similarity,
-        tau=config.tau,
-        proxy_uncertainty=config.proxy_uncertainty,
-        **config.loss_options,
-    )
+    try:
+        criterion = create_criterion(
+            variant.loss,
+            loading.num_classes,
+            config.embedding_dim,
+            variant.similarity,
+            **{"tau": config.tau, "proxy_uncertainty": config.proxy_uncertainty, **_loss_options(config)},
+        )
+    except TypeError as error:
+        raise ConfigError(f"loss_options={config.loss_options} do not suit {variant.loss}: {error}") from error
     final = model
     if config.lora_rank:
         final = copy.deepcopy(model).to(device)
@@ -209,6 +213,25 @@ def set_up(config: Config) -> Run:
         sharded=sharded,
         name=config.row(model.transform.image_size),
     )
+
+
+def _loss_options(config: Config) -> dict[str, Any]:
+    """Of the loss's function; what has a key of its own is not said twice."""
+    if twice := {"tau", "proxy_uncertainty"} & set(config.loss_options):
+        raise ConfigError(f"{twice.pop()} is a key of its own, beside loss_options")
+    return config.loss_options
+
+
+def _refuse_launcher(config: Config) -> None:
+    """ConfigError where `accelerate launch` was given what the recipe must know, or no result would record it."""
+    asked = {
+        "mixed_precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower(),
+        "compile": os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower(),
+        "accumulate": os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
+    }
+    for key, value in asked.items():
+        if value not in ("no", "1", "", str(getattr(config, key)).lower()):
+            raise ConfigError(f"`accelerate launch` was given {key} {value}; give it to the recipe: {key}={value}")
 
 
 def take_folder(run: Run) -> dict[str, Any] | None:

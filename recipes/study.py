@@ -14,6 +14,7 @@ variant is measured when its trials are done, with the best of them, at the last
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -55,6 +56,11 @@ class Study:
             raise ConfigError(f"{self.file}: cosine and introspective need equally many trials, got {counts}")
         if set(self.scout) - {"variants", "trials"} or (self.scout and not self.scout.get("trials")):
             raise ConfigError(f"{self.file}: scout holds variants and trials, got {sorted(self.scout)}")
+        for name in self.scout.get("variants", []):
+            if f"idml_{name}_no_mixup" not in variants:
+                raise ConfigError(
+                    f"{self.file}: {name} cannot be a scout, for there is no idml_{name}_no_mixup beside it"
+                )
         if not self.seeds or not self.variants:
             raise ConfigError(f"{self.file}: name variants and seeds")
 
@@ -127,7 +133,7 @@ class Progress:
             settings = self.study.trials["introspective" if kind == "introspective" else "cosine"]
         found = []
         for setting in settings:
-            label = "-".join(f"{k}{v}" for k, v in setting.items())
+            label = "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{k}{v}").strip("_") for k, v in setting.items())
             name = f"{{variant}}-{{backbone}}-{{image_size}}px-{label}"
             words = self.study.words(variant, setting, evaluate_on="validation", name=name)
             run = self.study.run(f"{self.leaderboard}/validation", words)
@@ -203,6 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--logs", type=Path, help="output of the runs (default: runs/study/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="say what is done and what would run")
     args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be 1 or more, got {args.jobs}")
     out = Console(soft_wrap=True, markup=False, highlight=False)
     started: list[Config] = []
     try:

@@ -100,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
     parser.add_argument("words", nargs="*", metavar="key=value[,value…]")
     args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be 1 or more, got {args.jobs}")
     out = Console(soft_wrap=True, markup=False, highlight=False)
     try:
         runs = [(words, load_config(args.config, words)) for words in grid(args.words)]

@@ -27,13 +27,12 @@ import torch
 from accelerate.utils import gather_object
 from building import set_training_mode
 from config import QUICKSTART, Config, load_config
-from lora import merge
-from measuring import measure, measure_untrained, validate
+from measuring import bring_together, measure, measure_untrained, validate
 from rich.console import Console
 from rich.markup import escape
 from run import Run, State, dress, set_up, take_folder
 from safetensors import SafetensorError
-from sharding import copy_whole, together
+from sharding import together
 from torch import Tensor, nn
 from watch import TrainingError, Waiting, append_row, console, diagnosis, memory, profiled, progress_bar, warn
 
@@ -41,7 +40,7 @@ from idml_zoo.distributed import gather
 from idml_zoo.evaluation.provenance import code_state
 from idml_zoo.leaderboard import build_leaderboard, summary
 from idml_zoo.losses import mixup
-from idml_zoo.results import Result
+from idml_zoo.results import Result, ResultError
 from idml_zoo.types import Embedding
 from idml_zoo.variants import variants
 from idml_zoo.zoo import weights_source
@@ -52,7 +51,7 @@ def run(config: Config) -> list[Result]:
     code_state()  # the code that runs, whatever is edited meanwhile
     made = set_up(config)
     saved = take_folder(made)
-    finished = [measure_untrained(made)] if config.evaluate_untrained and made.main and not saved else []
+    finished = measure_untrained(made) if config.evaluate_untrained and not saved else []
     if config.tracker:
         plain = {k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str, bool))}
         made.accelerator.init_trackers(f"{made.benchmark.name}-{made.name}-seed{config.seed}", plain)
@@ -61,12 +60,13 @@ def run(config: Config) -> list[Result]:
     del saved  # as large as the network
     train(made, state)
     made.accelerator.wait_for_everyone()
+    # the main process goes on alone for as long as measuring takes: the others wait for it in no collective
     finished += measure(made, state)
-    if made.lock:  # the main process
+    if made.lock:
         resume.clear(made.checkpoints)
         made.lock.release()
-    made.accelerator.wait_for_everyone()
-    made.accelerator.end_training()
+        for tracker in made.accelerator.trackers:
+            tracker.finish()
     return finished
 
 
@@ -118,7 +118,8 @@ def train(run: Run, state: State) -> None:
             if end_epoch(run, state) or state.step == total:
                 state.epoch = config.epochs
             save(run, state, clock, bad)
-            if asked and run.world == 1 and state.epoch < config.epochs:
+            stop = bool(asked) if run.world == 1 else any(gather_object([bool(asked)]))
+            if stop and state.epoch < config.epochs:
                 raise resume.Stopped(f"stopped after epoch {state.epoch}; the same command goes on from there")
     clock.read(state)
 
@@ -143,7 +144,8 @@ def step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Embedding, T
         images = images.contiguous(memory_format=torch.channels_last)
     run.optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=accelerator.device)
-    pieces = list(zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True))
+    # every n-th image: a batch of P classes × K images lies class by class, and each piece needs pairs of a class
+    pieces = [(images[i :: config.accumulate], labels[i :: config.accumulate]) for i in range(config.accumulate)]
     for i, (some, theirs) in enumerate(pieces, 1):
         # gradients are averaged over processes once, with the last piece
         with nullcontext() if i == len(pieces) else accelerator.no_sync(run.fed):
@@ -226,11 +228,10 @@ def end_epoch(run: Run, state: State) -> bool:
         OSError: the model of the last epoch, or the best, cannot be written.
     """
     config, improved = run.config, False
-    if run.sharded:
-        copy_whole(run.model, run.final)
-    if config.lora_rank:
-        merge(run.model, run.final)
-    if run.held_out is not None and config.validate_every and state.epoch % config.validate_every == 0:
+    bring_together(run)
+    last = state.epoch == config.epochs or state.step == config.max_steps
+    due = config.validate_every and (state.epoch % config.validate_every == 0 or (last and not state.best["epoch"]))
+    if run.held_out is not None and due:
         found = validate(run.final, run.held_out, run.accelerator.device, run.workers, run.main)
         if improved := found["recall@1"] > state.best["recall@1"]:
             state.best, state.stale = {**found, "epoch": state.epoch}, 0
@@ -239,21 +240,22 @@ def end_epoch(run: Run, state: State) -> bool:
         if run.main:
             append_row(run.validation_log, {"epoch": state.epoch, "step": state.step, **found})
             run.accelerator.log({f"validation/{k}": v for k, v in found.items()}, step=state.step)
-    ended = state.step == config.max_steps or bool(config.patience and state.stale >= config.patience)
-    last = ended or state.epoch == config.epochs
+    last = last or bool(config.patience and state.stale >= config.patience)
     if run.main:
         about: dict[str, Any] = {"benchmark": run.benchmark.name, "variant": config.variant, "seed": config.seed}
         about |= {"epoch": state.epoch, "pretrained": weights_source(config.backbone_weights, config.backbone)}
+        about |= {"tau": config.tau} if run.variant.similarity == "introspective" else {}
         for part in ["model", *(["best"] if improved else [])]:
             try:
-                run.final.save_pretrained(run.folder / part, **about)
+                chosen = "last" if part == "model" else "validation"  # the split that chose this epoch
+                run.final.save_pretrained(run.folder / part, checkpoint=chosen, **about)
             except (OSError, SafetensorError) as error:
                 if last or part == "best":
                     raise OSError(
                         f"{run.folder / part} cannot be written ({error}); free space, and start again"
                     ) from error
                 warn(f"{run.folder / part} is not written after epoch {state.epoch} ({error})")
-    return ended
+    return last
 
 
 def list_recipes() -> None:
@@ -279,7 +281,10 @@ def main(arguments: list[str] | None = None) -> int:
         finished = run(config)
         if not finished:  # not the main process
             return 0
-        build_leaderboard(config.leaderboard)
+        try:
+            build_leaderboard(config.leaderboard)
+        except ResultError as error:  # of another row, perhaps: this one is there
+            warn(f"the result is saved, but no table can be made: {error}")
     except (ValueError, OSError, TrainingError) as error:  # the project's own errors are ValueErrors
         text = str(error)
         if "DataLoader worker" in text:  # torch wraps the worker's whole traceback: its last line says it

@@ -54,22 +54,30 @@ def make_folder(folder: Path) -> Path:
 
 
 def append_row(path: Path, entry: dict[str, Any]) -> None:
-    """Adds a line to a CSV, after a header where the file is new; closed at once, so that a killed run keeps it."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(entry)
-        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry.values()])
+    """Adds a line to a CSV, after a header where the file is new; closed at once, so that a killed run keeps it.
+
+    A full disk costs the line, not the run.
+    """
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if not file.tell():
+                writer.writerow(entry)
+            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry.values()])
+    except OSError as error:
+        warn(f"a line of {path} is not written ({error.strerror}); training goes on")
 
 
 def keep_rows(path: Path, last: int) -> None:
     """Leaves a log's rows up to a step: what a killed run has logged since its checkpoint will come again."""
-    if path.exists():
-        header, *rows = path.read_text(encoding="utf-8").splitlines()
-        place = header.split(",").index("step")
-        whole = [row for row in rows if row.count(",") == header.count(",") and int(row.split(",")[place]) <= last]
-        write_text(path, "\n".join([header, *whole]) + "\n")
+    header, *rows = (path.read_text(encoding="utf-8") if path.exists() else "").splitlines() or [""]
+    names = header.split(",")
+    if "step" not in names:  # empty, or cut off: begun anew
+        path.unlink(missing_ok=True)
+        return
+    cells = [(row, row.split(",")) for row in rows if row.count(",") == header.count(",")]
+    whole = [row for row, c in cells if c[names.index("step")].isdigit() and int(c[names.index("step")]) <= last]
+    write_text(path, "\n".join([header, *whole]) + "\n")
 
 
 def diagnosis(statistics: dict[str, float], embedding: Embedding, has_uncertainty: bool) -> str:

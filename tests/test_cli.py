@@ -1,8 +1,10 @@
 import pytest
+import torch
 from conftest import make_folder
 
 import idml_zoo
 from idml_zoo.cli import main
+from idml_zoo.compare import load_queries
 from idml_zoo.registry import benchmarks
 from idml_zoo.results import read_results
 
@@ -122,7 +124,82 @@ def test_mistakes_are_one_line_on_stderr(capsys, arguments, message):
     assert main(arguments) == 1
     err = capsys.readouterr().err
     assert message in err
-    assert len(err.strip().splitlines()) == 1
+    assert len([line for line in err.strip().splitlines() if not line.startswith("note:")]) == 1
+
+
+def trained(folder, draw=0, level=0.1, **meta):
+    """A model's folder, its weights drawn with a seed of their own."""
+    torch.manual_seed(draw)
+    model = idml_zoo.create_model(
+        "idml", backbone="test_resnet", embedding_dim=8, head_options={"initial_level": level}
+    )
+    model.transform = model.transform.replace(image_size=32)
+    return model.save_pretrained(folder, **meta)
+
+
+def test_eval_replaces_no_result_of_other_weights(tmp_path, capsys):
+    photos = make_folder(tmp_path / "photos")
+    where = ["mine", "--source", str(photos), "--device", "cpu", "--leaderboard", str(tmp_path / "board")]
+    first, second = (trained(tmp_path / f"run{i}", i, seed=7, checkpoint="validation") for i in (1, 2))
+    assert main(["eval", f"local-dir:{first}", *where]) == 0
+    (known,) = read_results(tmp_path / "board" / "results")
+    assert (known.seed, known.protocol.checkpoint) == (7, "validation"), "as the weights' own file says"
+    assert main(["eval", f"local-dir:{first}", *where]) == 0, "the same weights again"
+    assert main(["eval", f"local-dir:{second}", *where]) == 1
+    assert "is of other weights" in capsys.readouterr().err
+    (kept,) = read_results(tmp_path / "board" / "results")
+    assert kept.provenance.weights_sha256 == known.provenance.weights_sha256
+    assert main(["eval", f"local-dir:{second}", *where, "--seed", "8"]) == 0
+    assert main(["eval", f"local-dir:{second}", *where, "--force"]) == 0
+    assert {r.seed for r in read_results(tmp_path / "board" / "results")} == {7, 8}
+
+
+def test_the_introspective_search_has_the_temperature_of_the_training(tmp_path):
+    photos = make_folder(tmp_path / "photos", classes=8, images=6)
+    folder = trained(tmp_path / "model", tau=0.05, level=1.0)
+    where = ["mine", "--source", str(photos), "--device", "cpu", "--similarity", "introspective"]
+    for name, more in (("own", []), ("five", ["--tau", "5"])):
+        board = tmp_path / name
+        assert main(["eval", f"local-dir:{folder}", *where, "--leaderboard", str(board), *more]) == 0
+    (own,), (five,) = (read_results(tmp_path / n / "results") for n in ("own", "five"))
+    assert own.protocol.tau == 0.05 and five.protocol.tau is None
+    assert '"tau"' not in five.to_json(), "as files from before it was recorded"
+    near = [load_queries(tmp_path / n / "results", r)["top1_similarity"] for n, r in (("own", own), ("five", five))]
+    assert (near[0] < near[1]).all(), "distances are weighed by exp(−β/(τα))"
+
+
+def test_what_cannot_be_is_said_before_anything_is_computed(tmp_path, capsys, monkeypatch):
+    import idml_zoo.evaluation.embed
+
+    monkeypatch.setattr(idml_zoo.evaluation.embed, "embed", None)
+    photos = make_folder(tmp_path / "photos")
+    (tmp_path / "file").write_text("")
+    own = ["mine", "--source", str(photos), "--backbone", "test_resnet", "--image-size", "32"]
+    for arguments, message in (
+        (["eval", "idml", *own, "--row", "my row"], "--row must be letters"),
+        (["eval", "idml", *own, "--leaderboard", str(tmp_path / "file")], "cannot write"),
+        (["gallery", "idml", *own[:-2], "--out", str(tmp_path / "file")], "cannot write"),
+        (["search", "idml", str(photos), "--backbone", "test_resnet", "--html", str(tmp_path)], "cannot write"),
+        (["search", "idml", str(photos), "--backbone", "test_resnet", "--device", "foo"], "no device 'foo' here"),
+    ):
+        assert main(arguments) == 1, arguments
+        assert message in capsys.readouterr().err
+    for arguments in (["gallery", "idml", *own[:-2], "--k", "0"], ["search", "idml", str(photos), "--count", "-1"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "must be 1 or more" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="unknown corruption 'blurr'; did you mean 'blur'"):
+        idml_zoo.evaluate(None, "glyphs_subset", corruptions=["blurr"])
+    with pytest.raises(ValueError, match="row must be letters"):
+        idml_zoo.evaluate(None, "glyphs_subset", row="my row")
+
+
+def test_an_untrained_model_is_called_so(tmp_path, capsys):
+    photos = make_folder(tmp_path / "photos")
+    assert main(["search", "idml", str(photos), "--backbone", "test_resnet", "--device", "cpu"]) == 0
+    assert "note: this model is untrained: its weights are random" in capsys.readouterr().err
+    assert main(["search", f"local-dir:{trained(tmp_path / 'model')}", str(photos), "--device", "cpu"]) == 0
+    assert "untrained" not in capsys.readouterr().err
 
 
 def test_usage():

@@ -59,6 +59,9 @@ def test_from_archive_to_verified_copy(tmp_path, capsys, small_cub):
     assert main(["data", "prepare", *arguments, "--archive", str(tmp_path / "CUB_200_2011.tgz")]) == 0
     out = capsys.readouterr().out
     assert "train        6 images      2 classes  sha256" in out and f"prepared {root}/prepared/cub" in out
+    shutil.rmtree(root / "prepared")
+    assert main(["data", "prepare", *arguments, "--archive", str(tmp_path / "CUB_200_2011.tgz")]) == 0
+    assert "extracted under" in capsys.readouterr().out, "after a later step had failed"
     shutil.rmtree(root / "CUB_200_2011")
     assert main(["data", "verify", *arguments]) == 0, "the prepared copy is enough"
     assert "cub: ok" in capsys.readouterr().out
@@ -176,6 +179,8 @@ def test_embedded_needs_no_preparation(capsys, tmp_path):
         (["prepare", "inshop", "--download"], "inshop cannot be downloaded any more. Ask for access"),
         (["prepare", "mine", "--source", "/nowhere/at/all"], "is not a Hub data set id"),
         (["verify", "cub", "--source", ".", "--train-classes", "0-9"], "its images or classes are fixed"),
+        (["verify", "glyphs_subset", "--revision", "abc"], "go with --source"),
+        (["verify", "glyphs_subset", "--image-column", "nope"], "go with --source"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):

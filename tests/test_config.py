@@ -41,6 +41,8 @@ def test_overrides_are_typed():
     assert (config.lr, config.epochs, config.flip, config.pooling, config.image_size) == (6e-4, 3, True, "avg", 96)
     assert config.random_crop_scale == [0.1, 1.0]
     assert load_config(QUICKSTART, ["train_classes=12"]).train_classes == "12"
+    texts = load_config(QUICKSTART, ["revision=0123456", "name=0012", "train_classes=1:30"])
+    assert (texts.revision, texts.name, texts.train_classes) == ("0123456", "0012", "1:30"), "as they stand"
     assert load_config(QUICKSTART, ["resume=no", "mixed_precision=no"]).resume == "no"
     assert load_config(QUICKSTART, ["image_size=null"]).image_size is None
 
@@ -49,6 +51,8 @@ def test_a_row_is_named_after_its_variant():
     """Else a control would be saved as the row that it controls."""
     assert load_config(QUICKSTART, ["variant=pa_mixup"]).row(64) == "pa_mixup-test_resnet-quickstart"
     assert load_config(QUICKSTART, ["name={variant}-{image_size}"]).row(64) == "idml-64"
+    hub = load_config(QUICKSTART, ["name={backbone}", "backbone=hf-hub:timm/resnet18.tv_in1k"])
+    assert hub.row(64) == "resnet18", "a name of a folder"
     assert load_config(QUICKSTART, ["name=mine", "evaluate_on=validation"]).row(64) == "mine-validation"
 
 
@@ -87,7 +91,7 @@ def test_a_row_is_named_after_its_variant():
         ("lr=[1", "the value is not YAML"),
         ("random_crop_scale=[a, b]", "random_crop_scale must be list or null"),
         ("name={epochs}-x", "may hold {variant}, {backbone} and {image_size}, got '{epochs}-x'"),
-        ("name={", "name must be a text"),
+        ("name={", "name must be letters"),
         ("backbone_options=[]", "backbone_options must be dict"),
     ],
 )

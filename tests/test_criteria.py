@@ -276,6 +276,8 @@ def test_hopeless_batches_stay_finite(name, similarity):
             assert torch.isfinite(value), (labels, level, alike)
             for gradient in (s.grad, u.grad):
                 assert gradient is None or torch.isfinite(gradient).all()
+            found = create_criterion(name, 6, 8, similarity).statistics(e, labels)
+            assert all(torch.isfinite(v) for v in found.values()), (labels, found)
             assert s.grad is not None
 
 

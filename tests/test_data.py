@@ -1,4 +1,5 @@
 import io
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ from conftest import make_folder
 from PIL import Image
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
-from idml_zoo.data.errors import DataError
+from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset
 from idml_zoo.data.split import Split, class_folds, hold_out_classes
 from idml_zoo.data.table import Table, class_range, disjoint_splits, read_table
@@ -36,6 +37,21 @@ def test_a_folder_of_class_folders(tmp_path):
     assert splits.test.images[0].mode == "RGB" and "class_2" in splits.test.images.name(0)
 
 
+def test_what_is_hidden_or_no_file_is_no_image(tmp_path):
+    photos = make_folder(tmp_path / "photos", classes=4)
+    (photos / "class_0" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(photos / "class_0" / "0.png", photos / "class_0" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    (photos / "class_0" / "folder.jpg").mkdir()
+    assert len(table_benchmark("mine", photos).splits().train) == 8
+
+
+def test_an_image_that_is_a_line_is_refused_before_it_is_resized(tmp_path):
+    photos = make_folder(tmp_path / "photos", classes=4)
+    Image.new("1", (2, 200_000)).save(photos / "class_0" / "0.png")
+    with pytest.raises(BrokenImageError, match="more than 100 times as long as wide"):
+        _ = table_benchmark("mine", photos).splits().train.images[0]
+
+
 def test_parquet_files_keep_their_order_and_labels(tmp_path):
     first, second = make_parquet(tmp_path / "a.parquet"), make_parquet(tmp_path / "b.parquet", (4, 5, 5, 9))
     splits = table_benchmark("mine", [first, second], "0-3", [4, 5, 6]).splits("/")
@@ -53,6 +69,9 @@ def test_a_datasets_data_set_with_class_names(tmp_path, monkeypatch):
     made = made.cast_column("image", datasets.Image()).cast_column("label", datasets.ClassLabel(names=list("abcd")))
     made.to_parquet(tmp_path / "hub.parquet")  # embeds the bytes
     monkeypatch.chdir(tmp_path)
+    assert table_benchmark("mine", "hub.parquet").splits("data").train.class_names == ("a", "b"), (
+        "from here, with names"
+    )
     real = datasets.load_dataset
     monkeypatch.setattr(
         datasets,

@@ -185,6 +185,37 @@ def test_the_margin_is_between_the_two_nearest_classes():
         assert found[i] == pytest.approx(max(scores[i][labels != first]) - scores[i].max(), abs=1e-6)
 
 
+def test_the_margin_is_known_where_a_class_of_the_gallery_fills_the_list():
+    """Distractors that nobody asks for may be more than the queries' own classes have."""
+    e = make_embedding(60, dtype=torch.float32)
+    labels = np.where(np.arange(60) < 45, 0, 1 + np.arange(60) % 3)
+    queries = np.isin(np.arange(60), [46, 47, 48])
+    found = measure(e, labels, (1,), (), queries=queries).per_query["margin"]
+    scores = (e.semantic[queries].double() @ e.semantic[~queries].double().T).numpy()
+    known = labels[~queries]
+    for i in range(3):
+        first = known[scores[i].argmax()]
+        assert found[i] == pytest.approx(max(scores[i][known != first]) - scores[i].max(), abs=1e-6)
+    assert (found < 0).all()
+
+
+def test_the_temperature_reaches_search_and_counted_ranks(monkeypatch):
+    import idml_zoo.evaluation.measure as module
+
+    e, labels = make_embedding(40, level=2.0, dtype=torch.float32), np.arange(40) % 8
+    distances = {tau: idml_zoo.introspective_distance(e, e, tau).fill_diagonal_(9) for tau in (0.3, 5.0)}
+    for listed in (32, 1):  # beyond what is listed, the best positive is ranked
+        monkeypatch.setattr(module, "_LISTED", listed)
+        for tau, d in distances.items():
+            order = d.argsort(dim=1, stable=True)
+            hit = torch.from_numpy(labels)[order] == torch.from_numpy(labels)[:, None]
+            found = measure(e, labels, (1, 20), (), "introspective", tau=tau).metrics
+            for k in (1, 20):
+                assert found[f"recall@{k}"] == pytest.approx(hit[:, :k].any(1).double().mean().item())
+    first, second = (d.argsort(dim=1)[:, :20] for d in distances.values())
+    assert not torch.equal(first, second)
+
+
 def slow_calibration_error(score, wrong, labels, bins):
     """Pool adjacent violators by hand, one half of the classes for the other; then bins of equally many."""
     half = np.array([sorted(set(labels)).index(y) % 2 for y in labels])

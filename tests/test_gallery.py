@@ -1,6 +1,7 @@
 """What the gallery chooses, frames and draws."""
 
 import re
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -103,6 +104,14 @@ def test_more_neighbours_than_images_are_all_of_them(split, embedding):
             choose(embedding, split, **wrong)
     with pytest.raises(ValueError, match="29 embeddings but 30 images"):
         choose(embedding[:29], split)
+
+
+def test_images_that_are_alone_in_their_class_are_no_mistakes(split, embedding):
+    labels = split.labels.copy()
+    labels[0] = labels.max() + 1
+    alone = replace(split, labels=labels, class_names=(*split.class_names, "alone"))
+    found = choose(embedding, alone, k=1, count=1)
+    assert 0 not in found.rows and len(found.rows) == len(found.wrong) == len(split) - 1
 
 
 def test_the_command(tmp_path, capsys):

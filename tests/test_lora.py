@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import train
@@ -11,6 +12,8 @@ from safetensors.torch import load_file
 from test_train import ROOT, tiny
 
 import idml_zoo
+from idml_zoo.compare import load_queries
+from idml_zoo.results import read_results
 
 
 @pytest.fixture
@@ -39,6 +42,37 @@ def test_it_begins_as_the_network_and_merges_into_one(model):
     layer = model.backbone.get_submodule(chosen[0])
     dense = layer.layer.weight.double() + 16 / 4 * layer.up.double() @ layer.down.double()
     torch.testing.assert_close(merged.backbone.get_submodule(chosen[0]).weight.double(), dense, atol=1e-6, rtol=1e-6)
+
+
+def test_a_backbone_that_multiplies_by_itself_is_adapted_too():
+    """Swin v2, BEiT and EVA take a layer's weight instead of calling it."""
+    model = idml_zoo.create_model("idml", backbone="beit_base_patch16_224", embedding_dim=8, depth=1, embed_dim=96)
+    plain, images = copy.deepcopy(model).eval(), torch.randn(1, 3, 224, 224)
+    chosen = add_lora(model.eval(), 2, 4.0, r"attn\.(qkv|proj)$")
+    assert torch.allclose(model(images).semantic, plain(images).semantic, atol=1e-6)
+    model(images).semantic[0, 0].backward()
+    up = [model.backbone.get_submodule(n).up for n in chosen]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in up)
+
+
+def test_a_run_that_was_killed_while_measuring_measures_what_it_trained(tmp_path, monkeypatch):
+    more = ["backbone=test_vit", "image_size=160", "variant=idml_no_mixup", "lora_rank=2", "lr=1e-1", "name=killed"]
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "measure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train.main(tiny(tmp_path, *more))
+    assert train.main(tiny(tmp_path, *more)) == 0
+    (result,) = read_results(tmp_path / "board" / "results")
+    folder = tmp_path / "runs" / "mine" / "killed" / "seed0" / "model"
+    again = idml_zoo.evaluate(
+        idml_zoo.create_model(f"local-dir:{folder}", pretrained=True),
+        idml_zoo.table_benchmark("mine", tmp_path / "photos"),
+        device="cpu",
+        progress=False,
+    )
+    assert result.metrics["auroc_margin"] == again.metrics["auroc_margin"]
+    near = [np.sort(v) for v in (load_queries(tmp_path / "board" / "results", result)["top1_similarity"],)]
+    np.testing.assert_allclose(near[0], np.sort(again.per_query["top1_similarity"]), atol=1e-5)
 
 
 def test_a_run_saves_a_network_like_any_other_and_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -79,6 +79,19 @@ def test_what_timm_cannot_do_is_said_with_the_model_s_name():
         idml_zoo.create_model("idml", backbone="resnet18.tv_in1k", backbone_pretrained=True)
 
 
+def test_the_preprocessing_is_that_of_the_size_it_was_built_for():
+    import timm
+
+    model = idml_zoo.create_model("idml", backbone="test_vit", embedding_dim=8, img_size=96)
+    assert model.transform.image_size == 96
+    found = timm.data.resolve_model_data_config(model)
+    assert found["input_size"] == (3, 96, 96) and found["mean"] == model.transform.mean
+    assert found["interpolation"] == model.transform.interpolation
+    model.transform = model.transform.replace(image_size=64, mean=(0.1, 0.2, 0.3))
+    found = timm.data.resolve_model_data_config(model)
+    assert found["input_size"] == (3, 64, 64) and found["mean"] == (0.1, 0.2, 0.3)
+
+
 def test_heads():
     features = torch.randn(4, 24)
     semantic = SemanticHead(24, 16)(features)

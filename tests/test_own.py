@@ -70,6 +70,27 @@ def test_a_timm_network_gives_its_pooled_features(benchmark):
     assert as_embedder(network).transform.image_size == network.pretrained_cfg["input_size"][-1]
 
 
+def test_measuring_leaves_every_module_in_its_mode(benchmark):
+    network = timm.create_model("test_resnet", num_classes=0).eval()
+    evaluated(network, benchmark, transform=SMALL)
+    assert not any(m.training for m in network.modules())
+    network.train().bn1.eval()
+    modes = [m.training for m in network.modules()]
+    evaluated(network, benchmark, transform=SMALL)
+    assert [m.training for m in network.modules()] == modes
+
+
+def test_no_batch_is_larger_than_was_asked_for(benchmark):
+    sizes = []
+
+    def model(images):
+        sizes.append(len(images))
+        return colours(images)
+
+    evaluated(model, benchmark, transform=SMALL, batch_size=4)
+    assert max(sizes) == 4
+
+
 class Encoder:
     """As sentence-transformers' image models: lists of PIL images in, an array out."""
 

@@ -4,12 +4,15 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from idml_zoo import leaderboard, results
 from idml_zoo.cli import main
-from idml_zoo.results import ModelInfo, Protocol, Provenance, Result, ResultError, read_result, read_results
+from idml_zoo.evaluation.protocol import save_result
+from idml_zoo.leaderboard import rows
+from idml_zoo.results import PROTOCOL, ModelInfo, Protocol, Provenance, Result, ResultError, read_result, read_results
 
 
 def make_result(row="idml-a", seed=0, recall=0.5, benchmark="mine", **changes) -> Result:
@@ -69,6 +72,11 @@ def damage(data, path, value):
         (["metrics", "recall@1"], float("nan"), "must be a fraction"),
         (["metrics", "recal@1"], 0.4, "unknown metric 'recal@1'"),
         (["metrics", "recall@1"], KeyError, "no recall@1"),
+        (["metrics", "recall@1"], None, "no recall@1"),
+        (["benchmark"], "reported", "no benchmark can be called 'reported'"),
+        (["corruptions"], {"<script>": {"1": {"recall@1": 0.1, "level": 1.0}}}, "must be called by a word"),
+        (["protocol", "split"], "<script>", "protocol.split must be a word"),
+        (["provenance", "versions"], None, "provenance.versions must be an object"),
         (["seed"], -1, "seed must be an integer"),
         (["row"], "../../etc", "row must be letters"),
         (["protocol", "version"], 7, "protocol version is 7, this version knows 1–2"),
@@ -150,6 +158,7 @@ def test_reported_rows_stand_apart(tmp_path):
     )
     for line, message in [
         ("mine,Theirs,R50,512,,x,70.7,\n", "line 2: needs a source"),
+        ("mine,Theirs,R50,512,s, with a comma,x,70,\n", "line 2: more cells than columns; quote a cell"),
         ("mine,Theirs,R50,512,s,x,170,\n", "recall@1 must be a percentage or empty, got '170'"),
         ("mine,Theirs,R50,512,s,x,~71 (chart),\n", "must be a percentage"),
     ]:
@@ -163,6 +172,40 @@ def test_seeds_of_different_protocols_never_share_a_row(tmp_path):
     save(one, tmp_path / "results")
     save(replace(two, protocol=replace(two.protocol, image_size=128)), tmp_path / "results")
     with pytest.raises(ResultError, match="seed 1 has another protocol, model or training than seed 0"):
+        leaderboard.render(tmp_path)
+
+
+def test_only_files_of_its_own_are_written_over(tmp_path):
+    """A project's root may be given as the leaderboard's folder by mistake."""
+    save(make_result(), tmp_path / "results")
+    (tmp_path / "precious.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "README.md").write_text("# My project\n")
+    with pytest.raises(ResultError, match=r"README.md was not made by .*; give the leaderboard a folder of its own"):
+        leaderboard.build_leaderboard(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# My project\n" and not (tmp_path / "mine.csv").exists()
+    (tmp_path / "README.md").unlink()
+    leaderboard.build_leaderboard(tmp_path)
+    (tmp_path / "results" / "mine" / "idml-a" / "seed0.json").unlink()
+    leaderboard.build_leaderboard(tmp_path)
+    assert (tmp_path / "precious.csv").exists() and not (tmp_path / "mine.csv").exists()
+
+
+def test_rows_are_ranked_among_those_of_the_same_images(tmp_path):
+    for i, recall in enumerate((0.9, 0.8, 0.2)):
+        odd = {"data_sha256": "other"} if i == 0 else {}
+        top1 = np.arange(400) < 400 * recall
+        values = {"top1": top1, "r_precision": top1 / 1.0, "map@r": top1 / 1.0}
+        made = make_result(f"row{i}", recall=recall, queries=400, per_query=values)
+        save_result(replace(made, provenance=replace(made.provenance, **odd)), tmp_path / "results")
+    (section,) = rows.sections(tmp_path)
+    assert [(r.first.row, r.rank) for r in section.measured[("test", PROTOCOL)]] == [
+        ("row0", None),
+        ("row1", 1),
+        ("row2", 2),
+    ]
+    other = make_result("row1", seed=1)
+    save(replace(other, provenance=replace(other.provenance, data_sha256="other")), tmp_path / "results")
+    with pytest.raises(ResultError, match="seed 1 was measured on other images than seed 0"):
         leaderboard.render(tmp_path)
 
 
@@ -182,7 +225,7 @@ def test_check_finds_a_single_byte(tmp_path, capsys):
     assert main(["leaderboard", "check", "--root", str(tmp_path)]) == 0
     page = tmp_path / "README.md"
     page.write_bytes(page.read_bytes() + b"\n")
-    (tmp_path / "gone.csv").write_text("stale")
+    (tmp_path / "gone.csv").write_text("kind,rank,row,split\n")
     assert main(["leaderboard", "check", "--root", str(tmp_path)]) == 1
     assert "README.md, gone.csv differ from the result files" in capsys.readouterr().err
     assert main(["leaderboard", "build", "--root", str(tmp_path)]) == 0

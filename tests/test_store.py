@@ -231,6 +231,14 @@ def test_a_prepared_folder_is_a_source_of_ones_own(tmp_path, mine):
         table_benchmark("other", folder, "0-1").splits()
 
 
+def test_a_prepared_copy_of_other_images_is_not_taken_for_them(tmp_path, mine):
+    prepare(mine, mine.splits(), tmp_path / "data", progress=False)
+    other = table_benchmark("mine", make_folder(tmp_path / "others", classes=4))
+    with pytest.raises(DataError, match=r"was prepared from .*photos, not from .*others; choose another name"):
+        other.splits(tmp_path / "data")
+    assert mine.splits(tmp_path / "data").test.num_classes == 3
+
+
 @needs_shared
 @pytest.mark.parametrize("name", ["cub2010", "cars196_half", "omniglot"])
 def test_the_real_tables_are_what_their_records_say(name):
@@ -272,7 +280,7 @@ def test_what_counts_as_an_image(tmp_path):
         "alpha.png": save("alpha.png", photo.convert("RGBA")),
         "animated.gif": save("animated.gif", photo, save_all=True, append_images=[photo.rotate(90)]),
         "photo.webp": save("photo.webp", photo),
-        "tall.png": save("tall.png", Image.new("RGB", (2, 3000))),
+        "tall.png": save("tall.png", Image.new("RGB", (2, 200))),
     }
     images = FileImages(list(good.values()))
     decoded = {k: images[i] for i, k in enumerate(good)}

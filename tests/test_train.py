@@ -12,6 +12,7 @@ import cpu
 import pytest
 import torch
 import train
+import watch
 from building import build_model, parameter_groups, set_training_mode
 from config import load_config
 from conftest import ROOT, make_folder
@@ -239,6 +240,74 @@ def test_a_frozen_backbone_stays_and_its_features_can_be_cached(tmp_path):
     assert len(read_results(tmp_path / "board" / "results")) == 3
 
 
+def test_a_run_that_ends_before_its_first_validation_is_validated_then(tmp_path):
+    more = ["variant=pa", "train_classes=0-3", "test_classes=4-5", "val_classes=0.5", "batch_size=4", "epochs=4"]
+    assert train.main(tiny(tmp_path, *more, "validate_every=4", "select=best", "max_steps=2")) == 0
+    (result,) = read_results(tmp_path / "board" / "results")
+    assert result.protocol.checkpoint == "validation"
+    best = tmp_path / "runs" / "mine" / "pa-test_resnet-32px" / "seed0" / "best"
+    assert result.provenance.weights_sha256 == sha256_of(best / "model.safetensors")
+    meta = json.loads((best / "config.json").read_text())["meta"]
+    assert meta["checkpoint"] == "validation" and "tau" not in meta, "pa has none"
+
+
+def test_batches_without_a_pair_do_not_spoil_the_result(tmp_path):
+    assert train.main(tiny(tmp_path, "variant=triplet", "sampler=shuffle", "batch_size=2", "epochs=1")) == 0
+    assert len(read_results(tmp_path / "board" / "results")) == 1
+
+
+def test_the_untrained_row_of_validation_classes_has_a_name_of_its_own(tmp_path):
+    classes = ["variant=pa", "train_classes=0-3", "test_classes=4-5", "evaluate_untrained=true", "batch_size=4"]
+    assert train.main(tiny(tmp_path, *classes)) == 0
+    assert train.main(tiny(tmp_path, *classes, "evaluate_on=validation", "val_classes=0.5")) == 0
+    splits = {r.row: r.protocol.split for r in read_results(tmp_path / "board" / "results")}
+    assert splits["untrained-semantic-test_resnet-32px"] == "test"
+    assert splits["untrained-semantic-test_resnet-32px-validation"] == "validation"
+
+
+def test_tau_of_the_training_is_that_of_the_search_and_is_kept(tmp_path):
+    assert train.main(tiny(tmp_path, "variant=idml_no_mixup", "tau=1", "similarity=both")) == 0
+    found = {r.protocol.similarity: r for r in read_results(tmp_path / "board" / "results")}
+    assert found["introspective"].protocol.tau == 1.0 and found["cosine"].protocol.tau is None
+    folder = tmp_path / "runs" / "mine" / "idml_no_mixup-test_resnet-32px" / "seed0" / "model"
+    assert json.loads((folder / "config.json").read_text())["meta"]["tau"] == 1.0
+
+
+def test_a_table_that_cannot_be_made_is_no_failure_of_the_run(tmp_path, capsys):
+    assert train.main(tiny(tmp_path, "variant=pa", "epochs=1", "seed=1")) == 0
+    (lost,) = (tmp_path / "board" / "results").rglob("*.npz")
+    lost.unlink()
+    assert train.main(tiny(tmp_path, "variant=pa", "epochs=1")) == 0
+    assert "the result is saved, but no table can be made" in capsys.readouterr().err
+    assert len(read_results(tmp_path / "board" / "results")) == 2
+
+
+def test_a_full_disk_costs_a_line_of_the_log_and_an_empty_log_is_begun_anew(tmp_path, monkeypatch, capsys):
+    (tmp_path / "log.csv").write_text("")
+    watch.keep_rows(tmp_path / "log.csv", 3)
+    assert not (tmp_path / "log.csv").exists()
+    watch.append_row(tmp_path / "log.csv", {"step": 1, "loss": 0.5})
+    watch.append_row(tmp_path / "log.csv", {"step": 5, "loss": 0.5})
+    watch.keep_rows(tmp_path / "log.csv", 3)
+    assert (tmp_path / "log.csv").read_text() == "step,loss\n1,0.5\n"
+    watch.append_row(tmp_path / "nowhere" / "log.csv", {"step": 1})
+    assert "is not written (No such file or directory); training goes on" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "give it to the recipe: mixed_precision=bf16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "give it to the recipe: compile=inductor"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "give it to the recipe: accumulate=4"),
+    ],
+)
+def test_what_the_launcher_was_given_is_not_taken_silently(tmp_path, monkeypatch, capsys, name, value, message):
+    monkeypatch.setenv(name, value)
+    assert train.main(tiny(tmp_path, "variant=pa")) == 1
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_part_of_the_backbone_trains(tmp_path):
     start = trained(tmp_path, "start", "lr=1e-12", "proxy_lr_multiplier=1", "freeze_batchnorm=true")
     more = [r"backbone_trains=^layer4\.|bn1$", "freeze_batchnorm=true", "warmup_epochs=0"]
@@ -338,7 +407,17 @@ def test_a_loss_that_is_not_finite_stops_with_the_reason_and_keeps_the_last_mode
         (["train_classes=0-2", "test_classes=2-5"], "must be class-disjoint"),
         (["proxy_uncertainty=lernd"], "proxy_uncertainty must be one of"),
         (["sampler=pk", "images_per_class=3"], "batch_size 8 must be a multiple of images_per_class 3"),
-        (["sampler=pk", "images_per_class=1"], "classes"),
+        (["sampler=pk", "images_per_class=1"], "takes 8 classes × 1 images, and there are 3 training classes"),
+        (["sampler=pk", "images_per_class=2", "accumulate=2"], "needs images_per_class=4, or a multiple of 2 above"),
+        (["stream=x", "steps_per_epoch=2", "sampler=pk"], "sampler=pk cannot choose from it"),
+        (["name=my row"], "name must be letters, digits"),
+        (["benchmark=my birds"], "benchmark must be letters, digits"),
+        (["loss_options={tau: 3}"], "tau is a key of its own"),
+        (["loss_options={margn: 3}"], "did you mean 'margin'"),
+        (["backbone_trains=blocks("], "backbone_trains must be a regular expression"),
+        (["proxy_lr_multiplier=-1"], "proxy_lr_multiplier must be 0 or more"),
+        (["tracker=wandb"], "tracker=wandb needs its package"),
+        (["backbone=test_vit", "backbone_options={qk_norm: true}"], "could be saved but not loaded"),
         (["stream=/nowhere/*.parquet", "steps_per_epoch=2"], "no shards /nowhere"),
         (["stream=x", "steps_per_epoch=2", "evaluate_on=validation", "train_classes=0-3"], "not of a stream"),
         (["backbone_weights=package"], "no packaged weights for backbone 'test_resnet'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class Benchmark:
             (a copy on the Hub, a Parquet file); None where only a column ``split`` can tell.
         lookalikes: {number of images in a split: what that copy really is}, for the error message.
         embedded: needs no files.
+        source: of one's own images: what a prepared copy of this name must have been made from; "" where any will do.
         licence: of the data, in words, for the cards of models that were trained on it.
         weights_licence: what such models' weights are given under: an identifier of the Hub, "other" for those words.
     """
@@ -52,6 +54,7 @@ class Benchmark:
     classes: tuple[str, str] | None = None
     lookalikes: Mapping[int, str] = field(default_factory=dict)
     embedded: bool = False
+    source: str = ""
     licence: str = "unknown to idml_zoo; ask whoever gave you the images"
     weights_licence: str = "other"
 
@@ -63,14 +66,21 @@ class Benchmark:
         """Loads and checks the benchmark: the prepared copy where there is one, else the official layout.
 
         Raises:
-            DataError: data not found, or other counts than expected; says which, and what to do.
+            DataError: data not found, other counts than expected, or a prepared copy of other images under this name;
+                says which, and what to do.
         """
         folder = self.prepared_folder(root)
         if not (folder / MANIFEST).is_file():
             return self.check(self.originals(root))
         from idml_zoo.data.store import load_prepared
 
-        return self.check(load_prepared(folder))
+        loaded = load_prepared(folder)
+        if self.source and _is_other(loaded.origin, self.source):
+            raise DataError(
+                f"{folder} was prepared from {loaded.origin}, not from {self.source}; choose another name, or make it "
+                "anew: idml-zoo data prepare --force"
+            )
+        return self.check(loaded)
 
     def originals(self, root: str | Path = "data") -> Splits:
         """Loads the benchmark from its official layout, counts not checked; DataError where that cannot be."""
@@ -93,6 +103,13 @@ class Benchmark:
                 f"{hint}{self.remedy}".rstrip()
             )
         return loaded
+
+
+def _is_other(origin: str, source: str) -> bool:
+    """Whether a copy's origin is known to be another place than ``source``."""
+    if origin.startswith("hub:"):
+        return origin.removeprefix("hub:").partition("@")[0] != source
+    return os.path.isabs(origin) and os.path.realpath(origin) != os.path.realpath(source)
 
 
 def _counts(c: tuple[int, int, int, int] | None, queries: int | None) -> str:
@@ -135,7 +152,7 @@ def table_benchmark(
         place: Any = source
         if not isinstance(source, (str, Path)):
             place = [root / s for s in source]
-        elif (root / source).exists() or Path(source).suffix == ".parquet":
+        elif (root / source).exists() or (Path(source).suffix == ".parquet" and not Path(source).exists()):
             place = root / source
         if isinstance(place, (str, Path)) and (Path(place) / MANIFEST).is_file():
             if train_classes is not None or test_classes is not None:
@@ -144,4 +161,7 @@ def table_benchmark(
         table = read_table(place, hub_split, revision, image_column, label_column)
         return disjoint_splits(table, train_classes, test_classes)
 
-    return Benchmark(name=name, title=fields.pop("title", name), load=load, **fields)
+    known = "counts" in fields or not isinstance(source, (str, Path)) or (Path(source) / MANIFEST).is_file()
+    return Benchmark(
+        name=name, title=fields.pop("title", name), load=load, source="" if known else str(source), **fields
+    )

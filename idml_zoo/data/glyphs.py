@@ -152,6 +152,7 @@ def _cached(points: tuple[int, ...], seed: int) -> np.ndarray:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
             np.save(part, images)
+        os.chmod(part.name, 0o644)  # a cache may serve several users
         os.replace(part.name, file)
     except OSError:
         return images  # no cache folder to write to: the images are there all the same

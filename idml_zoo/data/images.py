@@ -19,6 +19,7 @@ from torch import Tensor
 from idml_zoo.data.errors import BrokenImageError
 from idml_zoo.data.split import Split
 
+MAX_RATIO = 100  # of the sides
 MAX_PIXELS = 89_478_485  # where PIL too suspects a decompression bomb: a quarter of a GiB, decoded
 
 
@@ -39,13 +40,16 @@ def decode(stream: Any, name: str) -> Image.Image:
     """An RGB image from a file or stream, decoded whole (a truncated file fails here), upright by its EXIF tag.
 
     Raises:
-        BrokenImageError: not an image, truncated, larger than 89 million pixels, one pixel wide or high, or floats.
+        BrokenImageError: not an image, truncated, larger than 89 million pixels, one pixel wide or high, more than 100
+            times as long as wide, or floats.
     """
     try:
         with Image.open(stream) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width}×{height} pixels; at most {MAX_PIXELS:,} are decoded")
+            if max(width, height) > MAX_RATIO * min(width, height):  # resized by its shorter side it would be immense
+                raise ValueError(f"{width}×{height} pixels: more than {MAX_RATIO} times as long as wide")
             if min(width, height) < 2:
                 raise ValueError(f"{width}×{height} pixels: a placeholder, no photograph")
             image.load()
@@ -76,8 +80,8 @@ class FileImages:
         except OSError as error:
             raise BrokenImageError(self.name(index), f"{error.strerror}; the copy is incomplete") from error
 
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
+    def name(self, index: int) -> str:  # a name that is no UTF-8 must be told and stored all the same
+        return str(self.paths[index]).encode("utf-8", "backslashreplace").decode()
 
     def fingerprint(self, index: int) -> bytes:
         return hashlib.sha256(self.encoded(index)).digest()

@@ -75,7 +75,8 @@ def prepare(
 
 def _refuse(benchmark: Benchmark, report: Report, skip_broken: bool, allow_leaks: bool) -> None:
     if report.broken and not skip_broken:
-        raise DataError(f"{benchmark.name}: {report.summary_of_broken()}. Or leave them out: --skip-broken")
+        fix = "Or leave them out: --skip-broken" if benchmark.counts is None else "Get these files again"
+        raise DataError(f"{benchmark.name}: {report.summary_of_broken()}. {fix}")
     if report.leaks and not allow_leaks:
         first, second = report.leaks[0]
         raise DataError(
@@ -102,7 +103,7 @@ def _write_all(folder: Path, benchmark: Benchmark, splits: Splits, report: Repor
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "idml_zoo": __version__,
-        "origin": splits.origin,
+        "origin": os.path.abspath(splits.origin) if os.path.exists(splits.origin) else splits.origin,
         "splits": {
             "train": _write(folder, "train", splits.train, names, 0),
             "test": _write(folder, "test", splits.test, names, splits.train.num_classes),

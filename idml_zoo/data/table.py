@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,17 @@ class Table(NamedTuple):
     roles: np.ndarray | None = None
 
 
+def find_images(folder: Path) -> list[Path]:
+    """The image files under a folder, in all its depth, sorted; without hidden ones and those in hidden folders."""
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        and p.is_file()
+    )
+
+
 def read_folder(root: Path) -> Table:
     """``root/<class>/**/<image>``: images in sorted order, labels by sorted class name."""
     from idml_zoo.data.images import FileImages
@@ -42,9 +54,7 @@ def read_folder(root: Path) -> Table:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(
-            p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-        )
+        files = find_images(root / name)
         if not files:
             raise DataError(
                 f"class folder {root / name} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); fill or remove it"
@@ -65,12 +75,25 @@ def read_parquet(files: Sequence[Path], image: str = "image", label: str = "labe
         if not file.is_file():
             raise MissingDataError(f"no file {file}; give the folder that holds it as the data root")
     listed = ", ".join(map(str, files))
+    names: tuple[str, ...] = ()
     try:
-        kept = [c for c in (image, label, _ROLE) if c in pq.read_schema(files[0]).names]
+        schema = pq.read_schema(files[0])
+        names = _class_names(schema.metadata or {}, label)
+        kept = [c for c in (image, label, _ROLE) if c in schema.names]
         table = pa.concat_tables([pq.read_table(f, columns=kept, memory_map=True) for f in files])
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{listed}: not readable as Parquet ({error}); get it again") from error
-    return _table(table, image, label, files[0].name, listed)
+    return _table(table, image, label, files[0].name, listed, names)
+
+
+def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
+    """Those that `datasets` has written into the file, by label; none where it has not."""
+    try:
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
+        names = feature.get("names") or ()
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def read_hub(name: str, split: str, revision: str | None, image: str = "image", label: str = "label") -> Table:
@@ -133,7 +156,7 @@ def _table(
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)):
         raise DataError(f"{source}: column {image!r} must hold encoded images, found {kind}")
     known = np.unique(labels)
-    class_names = tuple(names[int(k)] if names else str(int(k)) for k in known)
+    class_names = tuple(names[int(k)] if int(k) < len(names) else str(int(k)) for k in known)
     titles = [f"{p or 'image'} (row {i} of {source})" for i, p in enumerate(paths)]
     images = EncodedImages(pictures, titles, paths if local else ())
     roles = np.array(table[_ROLE].to_pylist(), dtype=object) if _ROLE in table.column_names else None

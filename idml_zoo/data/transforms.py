@@ -64,6 +64,13 @@ class TransformConfig:
             std=tuple(pretrained_cfg.get("std") or cls.std),
         )
 
+    @classmethod
+    def of_network(cls, network: Any) -> TransformConfig:
+        """Of a timm network: :meth:`from_timm`, at the size that this one was built for (``img_size=``)."""
+        own = cls.from_timm(getattr(network, "pretrained_cfg", None) or {})
+        size = getattr(getattr(network, "patch_embed", None), "img_size", None)
+        return own if size is None else dataclasses.replace(own, image_size=int(size[-1]))
+
     def replace(self, **changes: Any) -> TransformConfig:
         """A copy with some fields changed; None leaves a field as it is."""
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})

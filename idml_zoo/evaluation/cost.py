@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from idml_zoo.data.transforms import TransformConfig
+from idml_zoo.evaluation.embed import evaluating
 
 _SECONDS = 0.3  # for which the rate is measured
 
@@ -35,16 +36,11 @@ def embedding_cost(
     if transform is None:
         return cost
     side = transform.image_size
-    was_training = model.training
-    model.to(device).eval()
-    try:
-        with torch.no_grad():
-            images = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-            if count := gmacs(model, images[:1]):  # a callable that computes without torch has none to be counted
-                cost["gmacs"] = count
-            cost["images_per_second"] = _rate(model, images)
-    finally:
-        model.train(was_training)
+    with evaluating(model.to(device)), torch.no_grad():
+        images = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        if count := gmacs(model, images[:1]):  # a callable that computes without torch has none to be counted
+            cost["gmacs"] = count
+        cost["images_per_second"] = _rate(model, images)
     return cost
 
 

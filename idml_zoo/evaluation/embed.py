@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,12 +24,37 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def as_device(device: torch.device | str | None) -> torch.device:
+    """The device itself, :func:`default_device` for None; ValueError where this machine has none like it."""
+    if device is None:
+        return default_device()
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {device!r} here ({reason}); leave it out for the best there is") from error
+    return found
+
+
 def _untouched(image: Any) -> Any:
     return image
 
 
 def _as_lists(items: list[tuple[Any, int, int]]) -> tuple[list[Any], ...]:
     return tuple(list(part) for part in zip(*items, strict=True))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @torch.no_grad()
@@ -44,7 +71,7 @@ def embed(
     """The float32 embedding of every image of a split, in the split's order, on the CPU.
 
     Args:
-        model: returns an Embedding for ``(B, 3, S, S)``; its training mode is put back afterwards.
+        model: returns an Embedding for ``(B, 3, S, S)``; the modes of its modules are put back afterwards.
         split: the images.
         transform: preprocessing; the evaluation side of it. None: the model gets lists of PIL images.
         batch_size, workers: of the loader.
@@ -59,7 +86,7 @@ def embed(
     """
     from rich.progress import track
 
-    device = torch.device(device) if device is not None else default_device()
+    device = as_device(device)
     as_tensor: Any = _untouched if transform is None else build_transforms(transform)[1]
     rank, world = place() if share else (0, 1)
     mine = ImageDataset(split, as_tensor)
@@ -70,16 +97,13 @@ def embed(
         pin_memory=device.type == "cuda" and transform is not None,
         collate_fn=_as_lists if transform is None else None,
     )
-    was_training = model.training
-    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parts: list[Embedding] = []
-    try:
+    with evaluating(model):
         for images, _, _ in track(loader, description="embedding", transient=True, disable=not progress):
             if transform is not None:
                 images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
             parts.append(model(images).to("cpu", torch.float32))
-    finally:
-        model.train(was_training)
     if world == 1:
         return Embedding.cat(parts).check_values()
     if not parts:  # fewer images than processes

@@ -19,6 +19,7 @@ from idml_zoo.evaluation.knn import ranks, search
 from idml_zoo.evaluation.retrieval import as_labels, per_query_metrics, positives
 from idml_zoo.evaluation.scan import exact_scores
 from idml_zoo.evaluation.uncertainty import aurc, auroc, calibration_error, excess_aurc, spearman
+from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding, Neighbours
 
 CLUSTER_SEEDS = (0, 1, 2)
@@ -43,6 +44,7 @@ def measure(
     severity: np.ndarray | None = None,
     backend: str = "auto",
     queries: np.ndarray | None = None,
+    tau: float = TAU,
 ) -> Measured:
     """All metrics of one set of images searched in itself, or of its ``queries`` (bool ``(N,)``) in all the others.
 
@@ -64,11 +66,11 @@ def measure(
         raise ValueError("every image is alone in its class: nothing can be retrieved")
     # as many as R-Precision needs, and one of another class than the nearest for the margin between classes
     k = min(max(*(k for k in (*ks, 1) if k <= _LISTED), int(r.max()) + 2), len(known) - within)
-    neighbours = search(question, gallery, k, similarity, exclude_self=within, backend=backend)
+    neighbours = search(question, gallery, k, similarity, exclude_self=within, backend=backend, tau=tau)
     listed = [n for n in ks if n <= k or k == len(known) - within]
     values = {n: v.numpy() for n, v in per_query_metrics(neighbours, right, known, listed or (1,)).items()}
     if rest := [n for n in ks if n not in listed]:
-        best = _best_rank(question, gallery, neighbours, right, known, r, similarity, backend)
+        best = _best_rank(question, gallery, neighbours, right, known, r, similarity, backend, tau)
         values |= {f"recall@{n}": np.where(r > 0, best <= n, np.nan) for n in rest}
     metrics: dict[str, float | None] = {f"recall@{n}": float(np.nanmean(values[f"recall@{n}"])) for n in ks}
     metrics |= {n: float(np.nanmean(values[n])) for n in ("r_precision", "map@r")}
@@ -78,7 +80,7 @@ def measure(
     counted = (r > 0).numpy()
     top1 = (known[neighbours.indices[:, 0]] == right).numpy()
     scores = {"level": question.level, "top1_similarity": -neighbours.scores[:, 0]}
-    scores["margin"] = -_class_margin(neighbours, known)
+    scores["margin"] = -_class_margin(neighbours, question, gallery, known, similarity, backend, tau)
     if question.semantic_norm is not None:
         scores["semantic_norm"] = -question.semantic_norm
     uncertainty = {n: s.float().cpu().numpy() for n, s in scores.items()}
@@ -103,6 +105,7 @@ def _best_rank(
     r: Tensor,
     similarity: str,
     backend: str,
+    tau: float,
 ) -> np.ndarray:
     """``(N,)`` rank of each query's nearest positive: read from the list, or counted where it lies beyond."""
     correct = known[neighbours.indices] == right[:, None]
@@ -118,21 +121,39 @@ def _best_rank(
         doubtful = similarity == "introspective"
         u, v = (question.uncertainty, gallery.uncertainty) if doubtful else (None, None)
         mine, theirs = (None if t is None else t[i].float() for t, i in ((u, rows[some]), (v, other)))
-        found = exact_scores(question.semantic[rows[some]].float(), gallery.semantic[other].float(), mine, theirs)
+        found = exact_scores(question.semantic[rows[some]].float(), gallery.semantic[other].float(), mine, theirs, tau)
         if neighbours.excludes_self:
             found = found.masked_fill(other == rows[some], -torch.inf)
         nearer = found > score[some]
         score[some[nearer]], column[some[nearer]] = found[nearer], other[nearer]
-    best[rows] = ranks(question, gallery, rows, column, similarity, neighbours.excludes_self, backend=backend)
+    best[rows] = ranks(question, gallery, rows, column, similarity, neighbours.excludes_self, tau, backend)
     return best.numpy()
 
 
-def _class_margin(neighbours: Neighbours, known: Tensor) -> Tensor:
-    """``(N,)`` how much nearer the nearest image is than the nearest of another class; 0 where none is listed."""
+def _class_margin(
+    neighbours: Neighbours,
+    question: Embedding,
+    gallery: Embedding,
+    known: Tensor,
+    similarity: str,
+    backend: str,
+    tau: float,
+) -> Tensor:
+    """``(N,)`` how much nearer the nearest image is than the nearest of another class; 0 where there is none.
+
+    The list may hold one class alone: one of the gallery that is larger than the query's. Then the rest is searched.
+    """
     found = known[neighbours.indices]
     other = found != found[:, :1]
     second = neighbours.scores.gather(1, other.int().argmax(1, keepdim=True)).squeeze(1)
-    return (neighbours.scores[:, 0] - second).masked_fill(~other.any(1), 0)
+    alone = ~other.any(1)
+    second[alone] = neighbours.scores[alone, 0]
+    for label in found[alone, 0].unique():
+        rows, rest = (alone & (found[:, 0] == label)).nonzero().squeeze(1), (known != label).nonzero().squeeze(1)
+        if len(rest):
+            near = search(question[rows], gallery[rest], 1, similarity, tau=tau, backend=backend)
+            second[rows] = near.scores[:, 0]
+    return neighbours.scores[:, 0] - second
 
 
 def corruption_curves(
@@ -143,6 +164,7 @@ def corruption_curves(
     corruptions: Sequence[str],
     severities: Sequence[int],
     similarity: str,
+    tau: float = TAU,
     **how: Any,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Recall@1 and mean level of corrupted queries, searched in the clean gallery without the query's own clean image.
@@ -151,7 +173,7 @@ def corruption_curves(
         model, split, transform, how: as for :func:`~idml_zoo.evaluation.embed.embed`.
         clean: embedding of the split.
         corruptions, severities: of :mod:`idml_zoo.data.corruptions`.
-        similarity: of the search.
+        similarity, tau: of the search.
 
     Returns:
         ``curves["blur"]["3"] == {"recall@1": …, "level": …}``.
@@ -169,7 +191,7 @@ def corruption_curves(
         for severity in severities:
             worse = corrupt(split, name, severity, **resize)
             question = embed(model, worse, transform, **how)[asking]
-            near = search(question, clean[asked], 1, similarity, exclude_self=split.queries is None)
+            near = search(question, clean[asked], 1, similarity, exclude_self=split.queries is None, tau=tau)
             hit = labels[asked][near.indices[:, 0]] == labels[asking]
             point = {"recall@1": float(hit[counted].double().mean()), "level": float(question.level.double().mean())}
             curves.setdefault(name, {})[str(severity)] = point
@@ -182,6 +204,7 @@ def evaluate_embeddings(
     ks: Sequence[int] = (1, 2, 4, 8),
     cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
     similarity: str = "cosine",
+    tau: float = TAU,
 ) -> dict[str, float | None]:
     """The benchmark's metrics from an embedding that is already there; every image queries all the others.
 
@@ -191,6 +214,7 @@ def evaluate_embeddings(
         ks: the K of Recall@K.
         cluster_seeds: seeds of k-means; none for no clustering.
         similarity: "cosine" or "introspective", for search; clustering is always on the semantic embedding.
+        tau: temperature of the introspective distance; that which the model was trained with.
 
     Returns:
         Fractions in [0, 1], None where not defined:
@@ -206,4 +230,4 @@ def evaluate_embeddings(
     Raises:
         ValueError: counts that disagree, one class only, no positive for any query, NaN or inf.
     """
-    return measure(embedding, labels, ks, cluster_seeds, similarity).metrics
+    return measure(embedding, labels, ks, cluster_seeds, similarity, tau=tau).metrics

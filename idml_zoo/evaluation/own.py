@@ -99,6 +99,5 @@ def as_embedder(model: Any, transform: TransformConfig | None = None, name: str 
         raise TypeError(f"a model must be callable or have encode(images), got {type(model).__name__}")
     own = getattr(model, "transform", None)
     if transform is None:
-        timm_cfg = getattr(model, "pretrained_cfg", None)
-        transform = own if isinstance(own, TransformConfig) else TransformConfig.from_timm(timm_cfg or {})
+        transform = own if isinstance(own, TransformConfig) else TransformConfig.of_network(model)
     return OwnModel(model, transform, name)

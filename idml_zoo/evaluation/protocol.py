@@ -16,16 +16,19 @@ import torch
 
 from idml_zoo import results
 from idml_zoo.data.benchmark import Benchmark
+from idml_zoo.data.corruptions import CORRUPTIONS
 from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import kmeans_settings
 from idml_zoo.evaluation.cost import embedding_cost
-from idml_zoo.evaluation.embed import default_device, embed
+from idml_zoo.evaluation.embed import as_device, embed
+from idml_zoo.evaluation.knn import SIMILARITIES
 from idml_zoo.evaluation.measure import CLUSTER_SEEDS, corruption_curves, measure
 from idml_zoo.evaluation.own import as_embedder
 from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
-from idml_zoo.registry import benchmarks
+from idml_zoo.registry import benchmarks, unknown_name
 from idml_zoo.results import ModelInfo, Protocol, Provenance, Result
+from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding
 
 
@@ -38,6 +41,7 @@ def evaluate(
     row: str | None = None,
     seed: int = 0,
     similarity: str = "cosine",
+    tau: float = TAU,
     cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
     corruptions: Sequence[str] = (),
     severities: Sequence[int] = (1, 2, 3, 4, 5),
@@ -71,6 +75,7 @@ def evaluate(
         row: name of the leaderboard row; default head and backbone.
         seed: which seed of that row this is.
         similarity: what search uses, "cosine" or "introspective".
+        tau: temperature of the introspective distance: that which the model was trained with.
         cluster_seeds: seeds of k-means.
         corruptions: names of ``idml_zoo.data.corruptions``: also measure corrupted queries in the clean gallery, at
             each of ``severities``; every one embeds all images once more.
@@ -86,11 +91,13 @@ def evaluate(
 
     Raises:
         DataError: data missing, broken, or not what the benchmark expects.
-        ValueError: embeddings that are not finite or not of unit norm; a model that returns something else.
+        ValueError: embeddings that are not finite or not of unit norm; a model that returns something else; an
+            argument that is none, before anything is computed.
     """
     record = benchmarks[benchmark] if isinstance(benchmark, str) else benchmark
+    _check_arguments(record.name, row, seed, similarity, tau, corruptions, severities)
     split = split or record.splits(root).test
-    device = torch.device(device) if device is not None else default_device()
+    device = as_device(device)
     started = time.perf_counter()
     model = as_embedder(model, transform)
     transform = transform or model.transform
@@ -98,8 +105,10 @@ def evaluate(
     if embedding is None:
         embedding = embed(model, split, transform, **how)
     severity = split.extras.get("severity")
-    measured = measure(embedding, split.labels, record.ks, cluster_seeds, similarity, severity, queries=split.queries)
-    curves = corruption_curves(model, split, transform, embedding, corruptions, severities, similarity, **how)
+    measured = measure(
+        embedding, split.labels, record.ks, cluster_seeds, similarity, severity, queries=split.queries, tau=tau
+    )
+    curves = corruption_curves(model, split, transform, embedding, corruptions, severities, similarity, tau, **how)
     seconds = {"evaluate": round(embed_seconds + time.perf_counter() - started, 2)}
     if train_seconds is not None:
         seconds["train"] = round(train_seconds, 1)
@@ -123,6 +132,7 @@ def evaluate(
             kmeans=kmeans_settings(cluster_seeds),
             checkpoint=checkpoint,
             split=split_name,
+            tau=tau if similarity == "introspective" and tau != TAU else None,
             self_removal="by index" if split.queries is None else "queries are not in the gallery",
         ),
         metrics=measured.metrics,
@@ -146,10 +156,35 @@ def evaluate(
         ),
         training=training,
         statistics=statistics or {},
-        cost=embedding_cost(model, transform, embedding.dim, similarity, device),
+        cost=embedding_cost(model, transform, embedding.dim, similarity, device, batch_size),
         corruptions=curves,
         per_query=measured.per_query,
     )
+
+
+def _check_arguments(
+    benchmark: str,
+    row: str | None,
+    seed: int,
+    similarity: str,
+    tau: float,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+) -> None:
+    for kind, name in (("benchmark", benchmark), ("row", row)):
+        if name is not None and not results.NAME.fullmatch(name):
+            raise ValueError(f"{kind} must be letters, digits, '.', '_', '+' or '-', got {name!r}")
+    if seed < 0:
+        raise ValueError(f"seed must be an integer ≥ 0, got {seed}")
+    if similarity not in SIMILARITIES:
+        raise unknown_name("search similarity", similarity, SIMILARITIES)
+    if tau <= 0:
+        raise ValueError(f"tau must be positive, got {tau}")
+    for name in corruptions:
+        if name not in CORRUPTIONS:
+            raise unknown_name("corruption", name, CORRUPTIONS)
+    if wrong := [s for s in severities if str(s) not in results.SEVERITIES]:
+        raise ValueError(f"severities are 1 to 5, got {wrong[0]}")
 
 
 def _preprocessing(transform: TransformConfig | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ _POINTS = 60
 
 
 def _risk(values: dict[str, np.ndarray], score: str) -> np.ndarray:
-    """Risk at ``_POINTS`` coverages up to 1; equal scores in the order of the queries."""
-    wrong = ~values["top1"][np.argsort(values[score], kind="stable")].astype(bool)
+    """Risk at ``_POINTS`` coverages up to 1, of queries with a positive; equal scores in the order of the queries."""
+    counted = ~np.isnan(values["map@r"])
+    wrong = ~values["top1"][counted][np.argsort(values[score][counted], kind="stable")].astype(bool)
     count = np.arange(1, len(wrong) + 1)
     at = np.unique(np.ceil(np.linspace(1 / _POINTS, 1, _POINTS) * len(wrong)).astype(int)) - 1
     risk = np.cumsum(wrong) / count
@@ -34,7 +36,7 @@ def risk_picture(seeds: Sequence[dict[str, Any]], small: bool = False) -> str:
     """
     curves = {}
     for kind, score in (("level", "level"), ("free", "top1_similarity")):
-        if all(score in v and np.ptp(v[score]) > 0 for v in seeds):
+        if all(score in v and np.ptp(v[score]) > 0 and not np.isnan(v["map@r"]).all() for v in seeds):
             curves[kind] = np.mean([_risk(v, score) for v in seeds], axis=0)
     if not curves:
         return "–"
@@ -90,8 +92,10 @@ def corruption_picture(seeds: Sequence[dict[str, dict[str, dict[str, float]]]]) 
     frame = _Frame(360, 210, right=80)
     parts, spoken, places = [frame.axes()], [], []
     for kind in seeds[0]:
-        severities = sorted(int(s) for s in seeds[0][kind])
-        recall = [float(np.mean([s[kind][str(k)]["recall@1"] for s in seeds if kind in s])) for k in severities]
+        severities = sorted(int(s) for s in seeds[0][kind] if all(s in seed.get(kind, {}) for seed in seeds))
+        if not severities:  # a mean over some of the seeds would mislead
+            continue
+        recall = [float(np.mean([s[kind][str(k)]["recall@1"] for s in seeds])) for k in severities]
         x, y = frame.x((np.array(severities) - 1) / 4), frame.y(np.array(recall))
         parts.append(_line(x, y, "level"))
         places.append((float(y[-1]), float(x[-1]), kind))
@@ -99,7 +103,7 @@ def corruption_picture(seeds: Sequence[dict[str, dict[str, dict[str, float]]]]) 
     lowest = -np.inf
     for y_end, x_end, kind in sorted(places):  # names that would cover each other move down
         lowest = max(y_end, lowest + 11)
-        parts.append(f'<text x="{x_end + 4:.0f}" y="{lowest + 4:.0f}">{kind}</text>')
+        parts.append(f'<text x="{x_end + 4:.0f}" y="{lowest + 4:.0f}">{escape(kind)}</text>')
     parts += [frame.below_axis((severity - 1) / 4, str(severity)) for severity in range(1, 6)]
     parts += [frame.beside_axis(share, f"{100 * share:.0f} %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     parts.append(frame.caption("severity of the corruption"))
@@ -109,4 +113,4 @@ def corruption_picture(seeds: Sequence[dict[str, dict[str, dict[str, float]]]]) 
 
 def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
     box = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    return f'<svg {box} role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<svg {box} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

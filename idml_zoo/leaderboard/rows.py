@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ def group(results: Iterable[Result]) -> list[Row]:
     """Rows sorted by benchmark, split, then Recall@1 (best first), then name.
 
     Raises:
-        ResultError: seeds of one row that differ in protocol or model, for their mean would mean nothing.
+        ResultError: seeds of one row that differ in protocol, model or images, for their mean would mean nothing.
     """
     rows: dict[tuple[str, str, str], list[Result]] = {}
     for r in results:
@@ -77,6 +78,11 @@ def group(results: Iterable[Result]) -> list[Row]:
             if (other.protocol, other.model, other.training) != (seeds[0].protocol, seeds[0].model, seeds[0].training):
                 raise ResultError(
                     f"row {key[2]!r} of {key[0]}: seed {other.seed} has another protocol, model or training than seed "
+                    f"{seeds[0].seed}; give it a row name of its own"
+                )
+            if (other.provenance.data_sha256, other.queries) != (seeds[0].provenance.data_sha256, seeds[0].queries):
+                raise ResultError(
+                    f"row {key[2]!r} of {key[0]}: seed {other.seed} was measured on other images than seed "
                     f"{seeds[0].seed}; give it a row name of its own"
                 )
         grouped.append(Row(tuple(seeds)))
@@ -133,6 +139,8 @@ def read_reported(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for number, row in enumerate(rows, 2):
+        if None in row:
+            raise ResultError(f"{path}, line {number}: more cells than columns; quote a cell that has a comma")
         missing = [k for k in REPORTED_KEYS if row.get(k) is None]
         if missing or not row["source"]:
             raise ResultError(f"{path}, line {number}: needs {', '.join(missing) or 'a source'}")
@@ -185,13 +193,15 @@ def sections(root: str | Path) -> list[Section]:
             parts.setdefault((row.first.protocol.split, row.first.protocol.version), []).append(row)
         ordered = sorted(parts, key=lambda p: (p[0] != "test", p[0], -p[1]))
         measured = {p: ranked(parts[p], root / "results") for p in ordered}
-        theirs = sorted((r for r in reported if r["benchmark"] == name), key=lambda r: -float(r["recall@1"] or 0))
+        theirs = sorted((r for r in reported if r["benchmark"] == name), key=lambda r: -float(r.get("recall@1") or 0))
         found.append(Section(name, record.title if record else name, record.note if record else "", measured, theirs))
     return found
 
 
 def ranked(rows: Sequence[Row], results: Path) -> list[Row]:
     """The same rows with their ranks, among those that were measured on the same images with every query kept.
+
+    Where rows are of different images, those of the images that most of them have are ranked.
 
     Raises:
         ResultError: values of the queries that are missing or changed.
@@ -201,8 +211,9 @@ def ranked(rows: Sequence[Row], results: Path) -> list[Row]:
     from idml_zoo.compare import bootstrap_means, load_queries, ranks
 
     values: dict[int, np.ndarray] = {}
+    usual = Counter(row.first.provenance.data_sha256 for row in rows).most_common(1)[0][0]
     for i, row in enumerate(rows):
-        same = row.first.provenance.data_sha256 == rows[0].first.provenance.data_sha256
+        same = row.first.provenance.data_sha256 == usual
         loaded = [load_queries(results, r) for r in row.results] if same else [None]
         if all(v is not None for v in loaded):
             counted = [v["top1"][~np.isnan(v["map@r"])] for v in loaded if v is not None]

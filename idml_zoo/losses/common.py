@@ -39,7 +39,10 @@ def over_labels(loss: Callable[[Tensor], Tensor], labels: Tensor, partners: Tens
 def checked_settings(name: str, function: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings themselves; an error with the nearest names where the loss does not take one."""
     parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.default is not p.empty and p.name != "weight"]
+    # `weight` of a function of proxies is how much each counts, which is not for a recipe to say
+    known = [
+        p.name for p in parameters if p.default is not p.empty and (p.name != "weight" or inspect.isclass(function))
+    ]
     for key in settings:
         if key not in known:
             raise unknown_name(f"setting of {name}", key, known)

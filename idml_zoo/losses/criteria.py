@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from idml_zoo.distributed import place
 from idml_zoo.losses import pairs
 from idml_zoo.losses.common import Criterion, checked_settings, over_labels
 from idml_zoo.losses.probabilistic import LossPrediction, VMFProxyLoss
@@ -126,6 +127,7 @@ class PairLoss(Criterion):
         self.loss, self.similarity, self.tau, self.embedding_dim = loss, similarity, tau, embedding_dim
         self.settings = checked_settings(loss, spec.function, settings)
         self.boundary: nn.Parameter | None = None
+        self.draws = 0
         if loss == "margin":
             self.boundary = nn.Parameter(torch.tensor(float(self.settings.pop("boundary", 1.2))))
 
@@ -149,12 +151,15 @@ class PairLoss(Criterion):
             # negatives are drawn by the semantic distance: the density on the sphere is one of unit vectors [D]
             extra = (matrix.detach() if self.similarity == "cosine" else _euclidean(embedding.detach()),)
             options |= {"dim": self.embedding_dim, "boundary": self.boundary}
+            if place()[1] > 1:  # every rank has the whole batch, and must draw the same negatives for it
+                options["generator"] = torch.Generator().manual_seed(self.draws)
+                self.draws += 1
         function = losses[self.loss].function
         return over_labels(lambda y: function(matrix, *extra, y, **options), labels, partners, weight)
 
     @torch.no_grad()
     def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:
-        """As those of :class:`ProxyLoss`, over the pairs of the batch; ``boundary`` of "margin"."""
+        """As those of :class:`ProxyLoss`, over the batch's pairs, 1 where it has none; ``boundary`` of "margin"."""
         if self.similarity == "cosine":
             factor = torch.ones(len(embedding), len(embedding), device=embedding.device)
         else:
@@ -164,10 +169,16 @@ class PairLoss(Criterion):
         positive, negative = (same & other).to(factor.dtype), (~same).to(factor.dtype)
         found = {
             "level": embedding.level.float().mean(),
-            "factor_positive": (factor * positive).sum() / positive.sum(),
-            "factor_negative": (factor * negative).sum() / negative.sum(),
+            "factor_positive": _mean_of(factor, positive),
+            "factor_negative": _mean_of(factor, negative),
         }
         return found if self.boundary is None else found | {"boundary": self.boundary.detach()}
+
+
+def _mean_of(factor: Tensor, chosen: Tensor) -> Tensor:
+    """Mean over the chosen pairs; 1, as if nothing acted, where there is none."""
+    count = chosen.sum()
+    return torch.where(count > 0, (factor * chosen).sum() / count.clamp(min=1), 1.0)
 
 
 def _euclidean(embedding: Embedding) -> Tensor:

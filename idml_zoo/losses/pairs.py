@@ -139,7 +139,7 @@ def _draw_negatives(
     anchor: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """``(P,)`` one negative for each anchor. On the CPU, so that every rank and device draws the same."""
+    """``(P,)`` one negative for each anchor. On the CPU, so that every device draws the same."""
     weights = _negative_weights(semantic_distance, negative, dim, cutoff, nonzero_cutoff)[anchor]
     return torch.multinomial(weights.cpu(), 1, generator=generator).squeeze(1).to(anchor.device)
 

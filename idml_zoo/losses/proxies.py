@@ -217,6 +217,6 @@ class ProxyLoss(Criterion):
         return {
             "level": embedding.level.float().mean(),
             "factor_positive": own,
-            "factor_negative": (factor.sum() / len(embedding) - own) / (factor.shape[1] - 1),
+            "factor_negative": (factor.sum() / len(embedding) - own) / max(1, factor.shape[1] - 1),
             "proxy_norm": torch.linalg.vector_norm(self.proxies[rows], dim=1).mean(),
         }
