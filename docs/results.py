@@ -59,7 +59,7 @@ def rows_table(found: Set) -> str:
     rows = []
     if found.baseline:
         cells = [percent(found.baseline.values(m)) for m in shown.values()]
-        rows.append(["features, untrained", "–", *cells, "–", link(found.baseline.results)])
+        rows.append(["features, not trained on the set", "–", *cells, "–", link(found.baseline.results)])
     for line in found.lines.values():
         cells = [percent(line.row.values(m)) for m in shown.values()]
         other = percent(line.introspective.values("recall@1")) if line.introspective else "–"
@@ -81,7 +81,7 @@ def compare_table(found: Set) -> str:
         for name in ("pa", "idml"):
             if name in found.lines:
                 d = compared(found, found.lines[name].row, found.baseline)
-                rows.append([f"`{name}` − features, untrained", shown(d["R@1"]), shown(d["MAP@R"])])
+                rows.append([f"`{name}` − features, not trained on the set", shown(d["R@1"]), shown(d["MAP@R"])])
     return markdown_table(["difference, points", "R@1", "MAP@R"], rows)
 
 

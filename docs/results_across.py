@@ -131,7 +131,7 @@ def headline(sets: list[Set]) -> str:
         ours = found.lines.get("idml")
         cells += [percent(ours.row.values(m)) if ours else "–" for m in ("auroc_level", "auroc_top1_similarity")]
         rows.append([title_of(found), *cells])
-    header = ["R@1, percent", "features, untrained", "`pa`", "`pa_mixup`", "`idml`", "`idml_no_mixup`"]
+    header = ["R@1, percent", "features, not trained on the set", "`pa`", "`pa_mixup`", "`idml`", "`idml_no_mixup`"]
     header += ["best other loss", "the same, introspective", "AUROC ‖u‖ of `idml`", "AUROC −sim"]
     return markdown_table(header, rows)
 

@@ -71,7 +71,12 @@ def _eval(args: argparse.Namespace) -> int:
         if model.origin is None:
             raise ValueError("--like measures trained weights again: give the model as local-dir:FOLDER")
         old = read_result(args.like)
-        args.row, seed, args.similarity, tau = old.row, old.seed, [old.protocol.similarity], old.protocol.tau or TAU
+        args.row, seed, args.similarity, tau = (
+            old.row,
+            old.seed,
+            [old.protocol.similarity],
+            args.tau or old.protocol.tau or TAU,
+        )
         about = _history(old, about["weights_sha256"], benchmark.name)
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
     rows = {s: row if s == "cosine" or args.like else f"{row}-{s}" for s in args.similarity}
@@ -303,7 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_results.add_parser(commands)
     cli_hub.add_parsers(commands)
 
-    one = commands.add_parser("analyse", help="draw how uncertainty slows learning down")
+    one = commands.add_parser("analyse", help="draw what uncertainty does to the gradients")
     one.add_argument(
         "what",
         choices=("gradients",),

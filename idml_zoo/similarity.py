@@ -102,8 +102,8 @@ def introspective_factor(a: Embedding, b: Embedding | Tensor, tau: float = TAU) 
 def introspective_distance(a: Embedding, b: Embedding | Tensor, tau: float = TAU) -> Tensor:
     """``(B, M)`` introspective distance D = α·exp(−β/(τα)) [R], in [0, 2]; an α below 1e-4 counts as 1e-4.
 
-    α = ‖ŝ₁ − ŝ₂‖₂ is the semantic distance and β = ‖u₁ + u₂‖₂ the uncertainty of the pair, so an uncertain pair is
-    judged closer to undecided. ∂D/∂α = (1+x)·e^(−x) and ∂D/∂β = −e^(−x)/τ with x = β/(τα) [D].
+    α = ‖ŝ₁ − ŝ₂‖₂ is the semantic distance and β = ‖u₁ + u₂‖₂ the uncertainty of the pair: an uncertain pair counts as
+    more alike. ∂D/∂α = (1+x)·e^(−x) and ∂D/∂β = −e^(−x)/τ with x = β/(τα) [D].
 
     Args:
         a: embedding of B images.

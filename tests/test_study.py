@@ -189,6 +189,10 @@ def test_places_on_validation_and_on_test():
         ({"variants": ["idlm"]}, "idlm"),
         ({"set": {"epohcs": 3}}, "unknown key 'epohcs'; did you mean 'epochs'?"),
         ({"recipe": "none.yaml"}, "cannot read configuration"),
+        (
+            {"scout": {"variants": ["pa"], "trials": [{"lr": 1e-3}]}},
+            "pa cannot be a scout, for there is no idml_pa_no_mixup",
+        ),
         ({"scout": {"variants": ["triplet"]}}, "scout holds variants and trials"),
         ({"seeds": []}, "name variants and seeds"),
     ],

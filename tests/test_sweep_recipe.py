@@ -59,6 +59,10 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, capsys):
 
 
 def test_bad_words_are_one_clear_error(capsys):
+    for jobs in ("0", "-1"):
+        with pytest.raises(SystemExit):
+            sweep.main(["--jobs", jobs])
+        assert "--jobs must be 1 or more" in capsys.readouterr().err
     assert sweep.main(["lr=1e-3,fast"]) == 1
     assert "lr must be float, got 'fast'" in capsys.readouterr().err
 

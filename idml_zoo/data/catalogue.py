@@ -139,6 +139,8 @@ for _benchmark in (
         "100-199",
         title="Caltech-UCSD Birds 200 (2010), cropped",
         counts=(100, 2990, 100, 3043),
+        remedy="This table is not given out: make cub200_2010.parquet, with columns image and label, from the archive "
+        "of Caltech-UCSD Birds 200 (2010), classes in its order, each image cropped to the bird's box, 224 px",
         licence=_RESEARCH,
         note=_NOT_COMPARABLE
         + "The 2010 edition: the species of CUB-200-2011, half its images, 224 px crops around the bird",
@@ -150,6 +152,8 @@ for _benchmark in (
         "98-195",
         title="Cars196, official training half only, cropped",
         counts=(98, 4052, 98, 4092),
+        remedy="These tables are not given out: make them, with columns image and label, from the training half of "
+        "Stanford Cars, classes in its order, each image cropped to the car's box, shorter side 224 px",
         licence=_RESEARCH,
         note=_NOT_COMPARABLE + "Half the images of Cars196, cropped to the official box",
     ),
@@ -160,6 +164,8 @@ for _benchmark in (
         "964-1622",
         title="Omniglot",
         counts=(964, 19280, 659, 13180),
+        remedy="Make omniglot.parquet, with columns image and label, from images_background (964 characters) and "
+        "images_evaluation (659) of github.com/brendenlake/omniglot, alphabets and characters sorted by name",
         transform={"flip": False, "scale": (0.5, 1.0), "crop_fraction": 1.0},
         licence="MIT",
         weights_licence="mit",

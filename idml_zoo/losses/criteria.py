@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from idml_zoo.distributed import place
 from idml_zoo.losses import pairs
 from idml_zoo.losses.common import Criterion, checked_settings, over_labels
 from idml_zoo.losses.probabilistic import LossPrediction, VMFProxyLoss
@@ -110,6 +109,8 @@ class PairLoss(Criterion):
     "margin" learns its boundary b, which starts at the setting ``boundary`` (1.2).
     """
 
+    draws: Tensor  # of negatives so far; margin alone has it
+
     def __init__(
         self,
         loss: str,
@@ -127,9 +128,9 @@ class PairLoss(Criterion):
         self.loss, self.similarity, self.tau, self.embedding_dim = loss, similarity, tau, embedding_dim
         self.settings = checked_settings(loss, spec.function, settings)
         self.boundary: nn.Parameter | None = None
-        self.draws = 0
         if loss == "margin":
             self.boundary = nn.Parameter(torch.tensor(float(self.settings.pop("boundary", 1.2))))
+            self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def matrix(self, embedding: Embedding) -> Tensor:
         """``(B, B)`` what the loss is a function of: S, D or D² of the batch with itself, full precision."""
@@ -151,9 +152,9 @@ class PairLoss(Criterion):
             # negatives are drawn by the semantic distance: the density on the sphere is one of unit vectors [D]
             extra = (matrix.detach() if self.similarity == "cosine" else _euclidean(embedding.detach()),)
             options |= {"dim": self.embedding_dim, "boundary": self.boundary}
-            if place()[1] > 1:  # every rank has the whole batch, and must draw the same negatives for it
-                options["generator"] = torch.Generator().manual_seed(self.draws)
-                self.draws += 1
+            # every rank has the whole batch, and must draw the same negatives for it, also after an interruption
+            options["generator"] = torch.Generator().manual_seed(int(self.draws))
+            self.draws += 1
         function = losses[self.loss].function
         return over_labels(lambda y: function(matrix, *extra, y, **options), labels, partners, weight)
 
