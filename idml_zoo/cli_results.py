@@ -34,6 +34,12 @@ def add_parser(commands: Any) -> None:
         "folder", type=Path, nargs="?", default=Path("leaderboard/results"), help="(default: leaderboard/results)"
     )
     check.set_defaults(run=_validate)
+    later = actions.add_parser("upgrade", help="results of protocol version 2 to 3, from the values of their queries")
+    later.add_argument(
+        "folder", type=Path, nargs="?", default=Path("leaderboard/results"), help="(default: leaderboard/results)"
+    )
+    later.add_argument("--root", default="data", help="folder that holds the data (default: data)")
+    later.set_defaults(run=_upgrade)
 
 
 def _row(path: Path) -> tuple[Row, Path]:
@@ -125,6 +131,28 @@ def _stack(side: Sequence[Any], name: str) -> Any:
 
     counted = ~np.isnan(side[0]["map@r"])
     return np.stack([v[name][counted].astype(float) for v in side])
+
+
+def _upgrade(args: argparse.Namespace) -> int:
+    from idml_zoo.evaluation.upgrade import upgrade
+    from idml_zoo.results import PROTOCOL, read_results, write_text
+
+    if (args.folder / "results").is_dir():  # a leaderboard's root
+        args.folder = args.folder / "results"
+    done = left = 0
+    for old in read_results(args.folder):
+        if old.protocol.version == PROTOCOL:
+            continue
+        try:
+            new = upgrade(old, args.folder, args.root)
+        except ValueError as error:  # one that cannot be done costs itself only
+            print(f"left as it is: {error}", file=sys.stderr)
+            left += 1
+            continue
+        write_text(new.path(args.folder), new.to_json())
+        done += 1
+    print(f"{args.folder}: {done} results upgraded, {left} left as they are")
+    return 0
 
 
 def _validate(args: argparse.Namespace) -> int:

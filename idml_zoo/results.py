@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 2  # 1 had no cost, no corruptions and no trained
-# 1 clustered by faiss or scikit-learn, and left ties to the rounding of a matrix product
-PROTOCOL = 2
+# 1 clustered by faiss or scikit-learn, and left ties to the rounding of a matrix product; 2 cut queries of one
+# calibrated probability into bins in the order of the images, and had no margin where one class filled the list
+PROTOCOL = 3
 # In [-1, 1]; every other metric is a fraction in [0, 1].
 CORRELATIONS = frozenset({"spearman_severity"})
 METRICS = (
@@ -108,6 +109,8 @@ class Provenance:
         data_sha256: fingerprint of the measured split; ``weights_sha256`` of the model file, None where there is none.
         recipe, recipe_sha256: resolved configuration of the training, None for an untrained model.
         trained: ``command``, ``commit`` and ``created`` of the training, where its weights were measured again later.
+        upgraded: ``from``, ``commit`` and ``created``, where a later protocol's metrics were computed from the stored
+            values of every query.
     """
 
     command: str
@@ -124,6 +127,7 @@ class Provenance:
     recipe: str | None = None
     recipe_sha256: str | None = None
     trained: dict[str, str] = field(default_factory=dict)
+    upgraded: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,8 @@ class Result:
         del plain["per_query"]
         if self.protocol.tau is None:  # as files before it was recorded are, byte for byte
             del plain["protocol"]["tau"]
+        if not self.provenance.upgraded:
+            del plain["provenance"]["upgraded"]
         return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -219,7 +225,7 @@ def _check(r: Result) -> None:
             ok = severity in SEVERITIES and set(point) == {"recall@1", "level"}
             ok = ok and all(math.isfinite(v) and v >= 0 for v in point.values()) and point["recall@1"] <= 1
             _require(ok, f"corruptions.{name}.{severity} must hold recall@1 in [0, 1] and a level, got {point!r}")
-    for name in ("versions", "seconds", "trained"):
+    for name in ("versions", "seconds", "trained", "upgraded"):
         _require(isinstance(getattr(r.provenance, name), dict), f"provenance.{name} must be an object")
     _require(r.metrics.get("recall@1") is not None, "metrics has no recall@1")
     for name, value in r.metrics.items():

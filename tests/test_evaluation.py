@@ -236,8 +236,9 @@ def slow_calibration_error(score, wrong, labels, bins):
         steps_x = [t for b in blocks for t in b[1]]
         steps_y = [b[0] for b in blocks for _ in b[1]]
         probability[half == part] = np.interp(score[half == part], steps_x, steps_y)
+    right = np.array([(~wrong)[probability == p].mean() for p in probability])  # of one probability: in expectation
     groups = np.array_split(np.argsort(probability, kind="stable"), bins)
-    return sum(len(g) / len(score) * abs((~wrong[g]).mean() - probability[g].mean()) for g in groups)
+    return sum(len(g) / len(score) * abs(right[g].mean() - probability[g].mean()) for g in groups)
 
 
 def test_calibration_error_equals_the_slow_one():

@@ -79,7 +79,7 @@ def damage(data, path, value):
         (["provenance", "versions"], None, "provenance.versions must be an object"),
         (["seed"], -1, "seed must be an integer"),
         (["row"], "../../etc", "row must be letters"),
-        (["protocol", "version"], 7, "protocol version is 7, this version knows 1–2"),
+        (["protocol", "version"], 7, "protocol version is 7, this version knows 1–3"),
         (["protocol", "checkpoint"], "best", "checkpoint must be one of"),
         (["provenance"], [], "provenance must be an object"),
         (["provenance", "command"], KeyError, "provenance: missing command"),

@@ -66,7 +66,8 @@ def calibration_error(score: np.ndarray, wrong: np.ndarray, labels: np.ndarray, 
     A score has no unit, so it is first made a probability by isotonic regression. The classes are halved (every other
     one, in the order of their labels); each half's queries get the probability learned on the other half's, so that
     nothing is judged on a class that it was fitted to. Then the mean over ``bins`` bins of equally many queries of
-    |share of right ones − mean probability|, weighed by their number (Guo et al., ICML 2017, with equal masses).
+    |share of right ones − mean probability|, weighed by their number (Guo et al., ICML 2017, with equal masses). Where
+    many queries have one probability, each counts as right in expectation, so that their order does not matter.
 
     Args:
         score: ``(N,)`` larger = less sure.
@@ -88,9 +89,11 @@ def calibration_error(score: np.ndarray, wrong: np.ndarray, labels: np.ndarray, 
     for part in (half, ~half):
         fit = IsotonicRegression(y_min=0, y_max=1, increasing=False, out_of_bounds="clip")
         probability[part] = fit.fit(score[~part], ~wrong[~part]).predict(score[part])
+    _, group, size = np.unique(probability, return_inverse=True, return_counts=True)
+    right = (np.bincount(group, weights=~wrong) / size)[group]
     order = np.argsort(probability, kind="stable")
     groups = np.array_split(order, min(bins, len(order)))
-    return float(sum(abs((~wrong[g]).sum() - probability[g].sum()) for g in groups) / len(score))
+    return float(sum(abs(right[g].sum() - probability[g].sum()) for g in groups) / len(score))
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:

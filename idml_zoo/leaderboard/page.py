@@ -258,6 +258,7 @@ def _seed(r: Result) -> str:
     dirty = " with uncommitted changes" if p.dirty else ""
     facts = [
         ("command", p.command),
+        ("upgraded", ", ".join(f"{k} {v}" for k, v in p.upgraded.items())),
         ("trained by", "; ".join(p.trained[k] for k in ("command", "commit", "created") if k in p.trained)),
         ("code", f"commit {p.commit or 'unknown'}{dirty}; " + ", ".join(f"{k} {v}" for k, v in p.versions.items())),
         ("computed", f"{p.created} on {p.device}, {p.threads} threads, {p.dtype}"),
