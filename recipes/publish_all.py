@@ -54,8 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--token")
     args = parser.parse_args(arguments)
-    failed = []
+    failed, count = [], 0
     for name, folder in found(args.runs):
+        count += 1
         known = PUBLISHED.get(name)
         if known and known.sha256 == sha256_of(folder / WEIGHTS):
             print(f"{name}: published already")
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{name}")
         if command(words):
             failed.append(name)
+    if not count:
+        print(f"no trained model under {args.runs} has a name of the zoo (`idml-zoo list`)")
     if failed:
         print(f"not published: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

@@ -52,6 +52,16 @@ def test_rows_of_other_images_are_not_compared(tmp_path, capsys):
     assert "measured on different images" in capsys.readouterr().err
 
 
+def test_published_results_are_whole_without_the_values_of_their_queries(tmp_path, capsys):
+    folder = row(tmp_path / "results", "a", 0.5, seeds=1)
+    (folder / "seed0.queries.npz").unlink()
+    assert main(["results", "validate", str(tmp_path / "results")]) == 1
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    capsys.readouterr()
+    assert main(["results", "validate", str(tmp_path / "results")]) == 0
+    assert "1 of 1 result files are whole" in capsys.readouterr().out
+
+
 def test_validate_names_what_is_wrong(tmp_path, capsys):
     root, tmp_path = tmp_path, tmp_path / "results"
     a, b, c, d = (row(tmp_path, name, 0.5, seeds=1) for name in "abcd")
