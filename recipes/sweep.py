@@ -72,9 +72,12 @@ def recipes_of(results: list[Result]) -> list[tuple[dict[str, Any], Result]]:
 
 
 def done(config: Config, known: list[tuple[dict[str, Any], Result]]) -> Result | None:
-    """The result of a run with this recipe, of those that :func:`recipes_of` gave; None where there is none yet."""
-    mine = essence(dataclasses.asdict(config))
-    return next((result for recipe, result in known if recipe == mine), None)
+    """The result of a run with this recipe, of those that :func:`recipes_of` gave; None where there is none yet.
+
+    One without the corruptions that are asked for is none.
+    """
+    mine, corruptions = essence(dataclasses.asdict(config)), set(config.corruptions.split())
+    return next((r for recipe, r in known if recipe == mine and corruptions <= set(r.corruptions)), None)
 
 
 def devices(jobs: int) -> list[dict[str, str]]:

@@ -75,8 +75,11 @@ def take_away(folder: Path, name: str, leaderboard: Path, root: str, into: Path,
         build_card(made, Path(place) / "results", name)
         if wrong := check_card(made):
             raise ResultError(f"the card of {name} does not agree with its result: {wrong[0]}")
+        new = into / f".{name}.part"
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(made, new)  # the old one goes only when the new one is whole
         shutil.rmtree(into / name, ignore_errors=True)
-        shutil.copytree(made, into / name)
+        new.rename(into / name)
     return f'    "{name}": Weights("{sha}"),'
 
 

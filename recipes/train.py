@@ -291,6 +291,14 @@ def main(arguments: list[str] | None = None) -> int:
             text = text.strip().splitlines()[-1].partition(": ")[2]
         console.print(f"[bold red]{type(error).__name__}:[/] {escape(text)}", highlight=False, soft_wrap=True)
         return 1
+    except torch.OutOfMemoryError as error:
+        console.print(
+            f"[bold red]OutOfMemoryError:[/] {escape(str(error).splitlines()[0])} Lower batch_size, or try "
+            "accumulate=4, mixed_precision=bf16 or gradient_checkpointing=true",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 1
     except RuntimeError as error:
         text = str(error).splitlines()[0]
         if not any(sign in text for sign in ("killed by signal", "exited unexpectedly", "shared memory")):

@@ -294,6 +294,10 @@ def test_hopeless_batches_stay_finite(name, similarity):
             found = create_criterion(name, 6, 8, similarity).statistics(e, labels)
             assert all(torch.isfinite(v) for v in found.values()), (labels, found)
             assert s.grad is not None
+            if name == "margin":
+                criterion = create_criterion(name, 6, 8, similarity)
+                criterion(e, labels).backward()
+                assert criterion.boundary.grad is not None, "processes wait for each parameter's gradient"
 
 
 def test_statistics_over_pairs():

@@ -45,6 +45,13 @@ def test_what_is_hidden_or_no_file_is_no_image(tmp_path):
     assert len(table_benchmark("mine", photos).splits().train) == 8
 
 
+def test_folders_of_splits_are_not_taken_for_classes(tmp_path):
+    make_folder(tmp_path / "photos" / "train", classes=4)
+    make_folder(tmp_path / "photos" / "val", classes=4)
+    with pytest.raises(DataError, match=r"holds the splits train, val, not class folders; give one of them"):
+        table_benchmark("mine", tmp_path / "photos").splits()
+
+
 def test_an_image_that_is_a_line_is_refused_before_it_is_resized(tmp_path):
     photos = make_folder(tmp_path / "photos", classes=4)
     Image.new("1", (2, 200_000)).save(photos / "class_0" / "0.png")

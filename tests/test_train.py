@@ -282,6 +282,15 @@ def test_a_table_that_cannot_be_made_is_no_failure_of_the_run(tmp_path, capsys):
     assert len(read_results(tmp_path / "board" / "results")) == 2
 
 
+def test_too_little_memory_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of it")
+
+    monkeypatch.setattr(train, "step", full)
+    assert train.main(tiny(tmp_path, "variant=pa")) == 1
+    assert "2.00 GiB. Lower batch_size, or try accumulate=4" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_full_disk_costs_a_line_of_the_log_and_an_empty_log_is_begun_anew(tmp_path, monkeypatch, capsys):
     (tmp_path / "log.csv").write_text("")
     watch.keep_rows(tmp_path / "log.csv", 3)

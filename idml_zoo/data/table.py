@@ -14,6 +14,7 @@ from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.split import ImageSource, Split, Splits
 
 _ROLE = "split"  # the column that says which split a row is of
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
@@ -51,6 +52,11 @@ def read_folder(root: Path) -> Table:
     from idml_zoo.data.images import FileImages
 
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if classes and {c.lower() for c in classes} <= _SPLITS:
+        raise DataError(
+            f"{root} holds the splits {', '.join(classes)}, not class folders; give one of them, or put all class "
+            "folders beside each other: here splits share no class, and are made of them"
+        )
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

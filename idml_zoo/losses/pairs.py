@@ -110,7 +110,7 @@ def margin_loss(
         raise ValueError(f"the density of distances on the sphere needs at least 3 dimensions, got {dim}")
     anchor, other = (positive & negative.any(1, keepdim=True)).nonzero(as_tuple=True)
     if not len(anchor):
-        return distance.sum() * 0
+        return (distance.sum() + boundary) * 0  # what learns gets a gradient, if of 0
     drawn = _draw_negatives(semantic_distance, negative, dim, cutoff, nonzero_cutoff, anchor, generator)
     pull = F.relu(distance[anchor, other] - boundary + margin)
     push = F.relu(boundary - distance[anchor, drawn] + margin)
