@@ -316,6 +316,12 @@ def test_statistics_over_pairs():
     assert create_criterion("triplet", 5, 8, "cosine").statistics(e, LABELS)["factor_positive"].item() == 1
 
 
+def test_the_weight_of_a_loss_that_has_one_can_be_set():
+    assert create_criterion("loss_prediction", 4, 8, "cosine", weight=0.5).weight == 0.5
+    with pytest.raises(ValueError, match="unknown setting of proxy_anchor 'weight'"):
+        create_criterion("proxy_anchor", 4, 8, weight=0.5)
+
+
 def test_autocast_is_full_precision():
     e = make_embedding(12, 8, dtype=torch.float32)
     for name in ("contrastive", "multi_similarity", "proxy_nca"):

@@ -139,6 +139,18 @@ def test_the_command(album, tmp_path, capsys):
     assert "<h2>Most uncertain</h2>" in page.read_text()
 
 
+def test_a_name_that_is_no_utf8_is_found_and_shown(album, tmp_path, capsys):
+    odd = album / os.fsdecode(b"caf\xe9.png")
+    try:
+        odd.write_bytes((album / "copy.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    where = ["--backbone", "test_resnet", "--device", "cpu", "--html", str(tmp_path / "page.html")]
+    assert main(["search", "idml", str(odd.parent), str(odd), "--index", str(tmp_path / "index"), *where]) == 0
+    assert "caf" in capsys.readouterr().out
+    assert "caf\\udce9.png" in (tmp_path / "page.html").read_text()
+
+
 def test_bad_places_are_one_clear_error(album, tmp_path, capsys):
     assert main(["search", MODEL, str(tmp_path / "none")]) == 1
     assert "no folder or file" in capsys.readouterr().err
