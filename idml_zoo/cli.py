@@ -53,17 +53,16 @@ def _eval(args: argparse.Namespace) -> int:
     from idml_zoo.leaderboard import build_leaderboard, summary
     from idml_zoo.registry import heads
     from idml_zoo.results import read_result
-    from idml_zoo.similarity import TAU
+    from idml_zoo.similarity import TAU, check_tau
     from idml_zoo.zoo import weights_source
 
     benchmark = chosen_images(args)
     model = open_model(args)
     about: dict[str, Any] = {"pretrained": weights_source(args.backbone_weights, model.config["backbone"])}
-    tau, seed = args.tau or TAU, args.seed or 0
+    own_tau, own_seed = TAU, 0
     if origin := model.origin:
         about = _about(origin)
         own_tau, own_seed = about.pop("tau"), about.pop("seed")
-        tau, seed = args.tau or own_tau, own_seed if args.seed is None else args.seed
     elif args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
     model.transform = model.transform.replace(image_size=args.image_size, crop_fraction=args.crop_fraction)
@@ -71,13 +70,12 @@ def _eval(args: argparse.Namespace) -> int:
         if model.origin is None:
             raise ValueError("--like measures trained weights again: give the model as local-dir:FOLDER")
         old = read_result(args.like)
-        args.row, seed, args.similarity, tau = (
-            old.row,
-            old.seed,
-            [old.protocol.similarity],
-            args.tau or old.protocol.tau or TAU,
-        )
+        args.row, args.seed, args.similarity = old.row, old.seed, [old.protocol.similarity]
+        own_tau = old.protocol.tau or TAU
         about = _history(old, about["weights_sha256"], benchmark.name)
+    seed = own_seed if args.seed is None else args.seed
+    tau = own_tau if args.tau is None else args.tau
+    check_tau(tau)
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
     rows = {s: row if s == "cosine" or args.like else f"{row}-{s}" for s in args.similarity}
     for name in rows.values():  # before anything is computed
@@ -133,10 +131,9 @@ def _about(origin: Origin) -> dict[str, Any]:
 
 def _refuse_other(folder: Path, seed: int, about: dict[str, Any], force: bool) -> None:
     """ValueError where the result of other weights would be written over, or nothing can be written."""
-    from idml_zoo.results import NAME, check_writable, read_result
+    from idml_zoo.results import check_name, check_writable, read_result
 
-    if not NAME.fullmatch(folder.name):
-        raise ValueError(f"--row must be letters, digits, '.', '_', '+' or '-', got {folder.name!r}")
+    check_name("--row", folder.name)
     path = folder / f"seed{seed}.json"
     if path.exists() and not force:
         old = read_result(path).provenance.weights_sha256

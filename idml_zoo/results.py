@@ -190,15 +190,17 @@ def _require(ok: bool, what: str) -> None:
         raise ResultError(what)
 
 
+def check_name(kind: str, name: Any) -> None:
+    """ResultError where a benchmark, a row or a split cannot be called so: names become folders and markup."""
+    ok = isinstance(name, str) and bool(NAME.fullmatch(name))
+    _require(ok, f"{kind} must be letters, digits, '.', '_', '+' or '-', got {name!r}")
+
+
 def _check(r: Result) -> None:
     known = f"this version reads 1–{SCHEMA}; update idml_zoo, or evaluate again with this version"
     _require(type(r.schema) is int and 1 <= r.schema <= SCHEMA, f"schema is {r.schema!r}, {known}")
-    for name in ("benchmark", "row"):
-        value = getattr(r, name)
-        _require(
-            isinstance(value, str) and bool(NAME.fullmatch(value)),
-            f"{name} must be letters, digits, '.', '_', '+' or '-', got {value!r}",
-        )
+    check_name("benchmark", r.benchmark)
+    check_name("row", r.row)
     _require(r.benchmark != "reported", "no benchmark can be called 'reported': reported.csv holds others' numbers")
     _require(type(r.seed) is int and r.seed >= 0, f"seed must be an integer ≥ 0, got {r.seed!r}")
     version = r.protocol.version
@@ -214,13 +216,12 @@ def _check(r: Result) -> None:
     _require(
         type(left_out) is int and 0 <= left_out < r.queries, f"queries_without_positive is {left_out!r} of {r.queries}"
     )
-    for name, value in r.cost.items():
-        ok = name in COSTS and type(value) in (int, float) and math.isfinite(value) and value >= 0
-        _require(ok, f"cost must hold {', '.join(COSTS)} ≥ 0, got {name} = {value!r}")
-    split = r.protocol.split
-    _require(isinstance(split, str) and bool(NAME.fullmatch(split)), f"protocol.split must be a word, got {split!r}")
+    for name, spent in r.cost.items():
+        ok = name in COSTS and type(spent) in (int, float) and math.isfinite(spent) and spent >= 0
+        _require(ok, f"cost must hold {', '.join(COSTS)} ≥ 0, got {name} = {spent!r}")
+    check_name("protocol.split", r.protocol.split)
     for name, curve in r.corruptions.items():
-        _require(bool(NAME.fullmatch(name)), f"corruptions must be called by a word, got {name!r}")
+        check_name("a corruption's name", name)
         for severity, point in curve.items():
             ok = severity in SEVERITIES and set(point) == {"recall@1", "level"}
             ok = ok and all(math.isfinite(v) and v >= 0 for v in point.values()) and point["recall@1"] <= 1

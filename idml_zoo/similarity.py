@@ -81,7 +81,8 @@ class _Introspective(torch.autograd.Function):
         return of_cos, of_beta.sum_to_size(beta.shape), None, None
 
 
-def _check_tau(tau: float) -> None:
+def check_tau(tau: float) -> None:
+    """ValueError where a temperature is not above 0."""
     if tau <= 0:
         raise ValueError(f"tau must be positive, got {tau}")
 
@@ -94,7 +95,7 @@ def cosine(a: Embedding, b: Embedding | Tensor) -> Tensor:
 
 def introspective_factor(a: Embedding, b: Embedding | Tensor, tau: float = TAU) -> Tensor:
     """``(B, M)`` the weight exp(−β/(τα)) in (0, 1] that uncertainty puts on a semantic difference [R]; 1 = certain."""
-    _check_tau(tau)
+    check_tau(tau)
     with _no_autocast(a.semantic):
         return torch.exp(-_alpha_and_ratio(*_cosine_and_beta(a, b), tau)[1])
 
@@ -111,7 +112,7 @@ def introspective_distance(a: Embedding, b: Embedding | Tensor, tau: float = TAU
             images that are certain (u = 0): then β is ‖u₁‖, and the second matrix product is spared.
         tau: temperature τ > 0; D → α as τ → ∞.
     """
-    _check_tau(tau)
+    check_tau(tau)
     with _no_autocast(a.semantic):
         return _Introspective.apply(*_cosine_and_beta(a, b), tau, True)
 
@@ -122,7 +123,7 @@ def introspective_similarity(a: Embedding, b: Embedding | Tensor, tau: float = T
     For losses that want a cosine: the factor multiplies 1 − c = α²/2 at the place where the released code has its own.
     Arguments as those of :func:`introspective_distance`.
     """
-    _check_tau(tau)
+    check_tau(tau)
     with _no_autocast(a.semantic):
         return _Introspective.apply(*_cosine_and_beta(a, b), tau, False)
 

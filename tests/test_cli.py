@@ -177,6 +177,7 @@ def test_what_cannot_be_is_said_before_anything_is_computed(tmp_path, capsys, mo
     own = ["mine", "--source", str(photos), "--backbone", "test_resnet", "--image-size", "32"]
     for arguments, message in (
         (["eval", "idml", *own, "--row", "my row"], "--row must be letters"),
+        (["eval", "idml", *own, "--tau", "0"], "tau must be positive, got 0.0"),
         (["eval", "idml", *own, "--leaderboard", str(tmp_path / "file")], "cannot write"),
         (["gallery", "idml", *own[:-2], "--out", str(tmp_path / "file")], "cannot write"),
         (["search", "idml", str(photos), "--backbone", "test_resnet", "--html", str(tmp_path)], "cannot write"),

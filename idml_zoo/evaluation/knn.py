@@ -16,7 +16,7 @@ from torch import Tensor
 
 from idml_zoo.evaluation.scan import Scan, ordered
 from idml_zoo.registry import unknown_name
-from idml_zoo.similarity import TAU
+from idml_zoo.similarity import TAU, check_tau
 from idml_zoo.types import Embedding, Neighbours
 
 SIMILARITIES = ("cosine", "introspective")
@@ -79,8 +79,7 @@ def search(
     most = len(gallery) - exclude_self
     if not 1 <= k <= most:
         raise ValueError(f"k must be in 1–{most} (the gallery has {len(gallery)} images), got {k}")
-    if tau <= 0:
-        raise ValueError(f"tau must be positive, got {tau}")
+    check_tau(tau)
     if max_uncertainty is not None and not max_uncertainty >= 0:
         raise ValueError(f"max_uncertainty must be a level, at least 0, got {max_uncertainty}")
     queries.check_values()

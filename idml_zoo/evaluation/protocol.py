@@ -28,7 +28,7 @@ from idml_zoo.evaluation.own import as_embedder
 from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
 from idml_zoo.registry import benchmarks, unknown_name
 from idml_zoo.results import ModelInfo, Protocol, Provenance, Result
-from idml_zoo.similarity import TAU
+from idml_zoo.similarity import TAU, check_tau
 from idml_zoo.types import Embedding
 
 
@@ -171,15 +171,14 @@ def _check_arguments(
     corruptions: Sequence[str],
     severities: Sequence[int],
 ) -> None:
-    for kind, name in (("benchmark", benchmark), ("row", row)):
-        if name is not None and not results.NAME.fullmatch(name):
-            raise ValueError(f"{kind} must be letters, digits, '.', '_', '+' or '-', got {name!r}")
+    results.check_name("benchmark", benchmark)
+    if row is not None:
+        results.check_name("row", row)
     if seed < 0:
         raise ValueError(f"seed must be an integer ≥ 0, got {seed}")
     if similarity not in SIMILARITIES:
         raise unknown_name("search similarity", similarity, SIMILARITIES)
-    if tau <= 0:
-        raise ValueError(f"tau must be positive, got {tau}")
+    check_tau(tau)
     for name in corruptions:
         if name not in CORRUPTIONS:
             raise unknown_name("corruption", name, CORRUPTIONS)
