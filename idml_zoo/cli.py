@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from idml_zoo import cli_data, cli_hub, cli_results, cli_search
 from idml_zoo.cli_images import add_images, chosen_images, load_images
-from idml_zoo.cli_model import add_model, open_model, positive
+from idml_zoo.cli_model import add_model, add_tau, open_model, positive
 from idml_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ def _eval(args: argparse.Namespace) -> int:
     from idml_zoo.leaderboard import build_leaderboard, summary
     from idml_zoo.registry import heads
     from idml_zoo.results import read_result
-    from idml_zoo.similarity import TAU, check_tau
+    from idml_zoo.similarity import TAU
     from idml_zoo.zoo import weights_source
 
     benchmark = chosen_images(args)
     model = open_model(args)
     about: dict[str, Any] = {"pretrained": weights_source(args.backbone_weights, model.config["backbone"])}
-    own_tau, own_seed = TAU, 0
+    own_tau, own_seed = model.tau, 0
     if origin := model.origin:
         about = _about(origin)
-        own_tau, own_seed = about.pop("tau"), about.pop("seed")
+        own_seed = about.pop("seed")
     elif args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
     model.transform = model.transform.replace(image_size=args.image_size, crop_fraction=args.crop_fraction)
@@ -75,7 +75,6 @@ def _eval(args: argparse.Namespace) -> int:
         about = _history(old, about["weights_sha256"], benchmark.name)
     seed = own_seed if args.seed is None else args.seed
     tau = own_tau if args.tau is None else args.tau
-    check_tau(tau)
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
     rows = {s: row if s == "cosine" or args.like else f"{row}-{s}" for s in args.similarity}
     for name in rows.values():  # before anything is computed
@@ -112,11 +111,10 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _about(origin: Origin) -> dict[str, Any]:
-    """What the files of trained weights say of them: for the result, with ``seed`` and ``tau``."""
+    """What the files of trained weights say of them: for the result, with ``seed``."""
     from idml_zoo.results import CHECKPOINTS
-    from idml_zoo.similarity import TAU
 
-    meta, seed, tau = origin.spec.meta, origin.spec.meta.get("seed"), origin.spec.meta.get("tau")
+    meta, seed = origin.spec.meta, origin.spec.meta.get("seed")
     source = "weights of its own" if origin.revision is None else f"weights of {origin.source}@{origin.revision}"
     return {
         "pretrained": str(meta.get("pretrained", "none")),
@@ -125,7 +123,6 @@ def _about(origin: Origin) -> dict[str, Any]:
         "weights_sha256": origin.sha256,
         "training": source,
         "seed": seed if isinstance(seed, int) and seed >= 0 else 0,
-        "tau": float(tau) if isinstance(tau, (int, float)) and 0 < tau < float("inf") else TAU,
     }
 
 
@@ -210,6 +207,7 @@ def _gallery(args: argparse.Namespace) -> int:
         k=args.k,
         count=args.count,
         similarity=args.similarity,
+        tau=model.tau if args.tau is None else args.tau,
         projection=args.map,
         seed=args.seed,
     ):
@@ -228,8 +226,10 @@ def _analyse(args: argparse.Namespace) -> int:
         from idml_zoo.registry import benchmarks
 
         split = benchmarks[args.benchmark].splits(args.root).test
-        samples = sample_gradients(create_model(args.model, pretrained=True), split, tau=args.tau, device=args.device)
-    print(plot_gradients(args.out, gradient_curves(tau=args.tau), samples))
+        model = create_model(args.model, pretrained=True)
+        tau = model.tau if args.tau is None else args.tau
+        samples = sample_gradients(model, split, tau=tau, device=args.device)
+    print(plot_gradients(args.out, gradient_curves(), samples))  # the curves are the same for every temperature
     return 0
 
 
@@ -269,9 +269,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--row", help="name of the row (default: head and backbone)")
     one.add_argument("--seed", type=int, help="of the row (default: what trained weights say, else 0)")
-    one.add_argument(
-        "--tau", type=float, help="of the introspective search (default: what it was trained with, else 5)"
-    )
+    add_tau(one)
     one.add_argument("--force", action="store_true", help="replace a result of other weights")
     one.add_argument(
         "--like",
@@ -294,6 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--k", type=positive, default=8, help="neighbours of each query (default 8)")
     one.add_argument("--count", type=positive, default=12, help="queries of each section (default 12)")
     one.add_argument("--similarity", choices=("cosine", "introspective"), default="cosine")
+    add_tau(one)
     one.add_argument("--map", choices=("pca", "umap"), default="pca", help="projection of the map (default: pca)")
     one.add_argument("--seed", type=int, default=0, help="of the sample")
     one.add_argument("--batch-size", type=positive, default=64)
@@ -315,7 +314,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--model", help="trained model: its name, 'local-dir:FOLDER' or 'hf-hub:user/name'")
     one.add_argument("--benchmark", help="whose test images to measure")
     one.add_argument("--root", default="data", help="folder that holds the data (default: data)")
-    one.add_argument("--tau", type=float, default=5.0, help="temperature of the metric (default 5)")
+    add_tau(one)
     one.add_argument("--device", help="default: cuda where there is one")
     one.set_defaults(run=_analyse)
 

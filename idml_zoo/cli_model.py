@@ -38,6 +38,21 @@ def positive(text: str) -> int:
     return value
 
 
+def add_tau(parser: argparse.ArgumentParser) -> None:
+    """The temperature of the introspective search; None where it is not given."""
+    parser.add_argument(
+        "--tau", type=_tau, help="of the introspective search (default: what the model was trained with, else 5)"
+    )
+
+
+def _tau(text: str) -> float:
+    """A temperature, for argparse."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
+    return value
+
+
 def open_model(args: argparse.Namespace) -> IDMLModel:
     """The model that the arguments name; its ``origin`` is None where it is untrained."""
     from idml_zoo.zoo import HUB, LOCAL, create_model, models

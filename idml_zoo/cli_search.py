@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.cli_model import add_model, open_model, positive
+from idml_zoo.cli_model import add_model, add_tau, open_model, positive
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -24,6 +24,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     one.add_argument("queries", type=Path, nargs="*", help="photographs, or folders of them")
     one.add_argument("--k", type=positive, default=5, help="photographs for each query (default 5)")
     one.add_argument("--similarity", choices=("cosine", "introspective"), default="cosine")
+    add_tau(one)
     one.add_argument("--max-uncertainty", type=float, metavar="LEVEL", help="decline queries with a higher level ‖u‖")
     one.add_argument("--index", type=Path, metavar="FILE", help="keep the embeddings here, and use them again")
     one.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the pictures")
@@ -58,7 +59,8 @@ def _search(args: argparse.Namespace) -> int:
         print(f"left out: {line}", file=sys.stderr)
     if files and queries is None:
         raise ValueError("none of the queries can be read")
-    answers = ask(index, names, queries, args.k, args.similarity, args.max_uncertainty)
+    tau = model.tau if args.tau is None else args.tau
+    answers = ask(index, names, queries, args.k, args.similarity, args.max_uncertainty, tau)
     parts = {"Nearest": answers} if files else sections(answers, args.count)
     if args.html:
         folder = args.photos if args.photos.is_dir() else args.photos.parent

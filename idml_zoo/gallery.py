@@ -21,6 +21,7 @@ from idml_zoo.evaluation.knn import search
 from idml_zoo.evaluation.retrieval import as_labels, positives
 from idml_zoo.registry import unknown_name
 from idml_zoo.results import write_text
+from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding
 
 if TYPE_CHECKING:
@@ -66,7 +67,13 @@ class Gallery:
 
 
 def choose(
-    embedding: Embedding, split: Split, k: int = 8, count: int = 12, similarity: str = "cosine", seed: int = 0
+    embedding: Embedding,
+    split: Split,
+    k: int = 8,
+    count: int = 12,
+    similarity: str = "cosine",
+    seed: int = 0,
+    tau: float = TAU,
 ) -> Gallery:
     """The queries worth looking at.
 
@@ -77,6 +84,7 @@ def choose(
         count: queries of each section.
         similarity: of the search, "cosine" or "introspective".
         seed: of the random section.
+        tau: temperature of the introspective search.
 
     Returns:
         Sections "Most confident mistakes" (wrong nearest neighbour, lowest level first; by similarity where the model
@@ -96,7 +104,7 @@ def choose(
     known = torch.arange(len(labels)) if split.queries is None else torch.from_numpy(np.flatnonzero(~split.queries))
     k = min(k, len(known) - within)
     asked, bank = (embedding, embedding) if within else (embedding[rows], embedding[known])
-    found = search(asked, bank, k, similarity, exclude_self=within)
+    found = search(asked, bank, k, similarity, exclude_self=within, tau=tau)
     near = known[found.indices]
     right = labels[near] == labels[rows][:, None]
     level = embedding.level.float()
@@ -286,11 +294,12 @@ def build_gallery(
     similarity: str = "cosine",
     projection: str = "pca",
     seed: int = 0,
+    tau: float = TAU,
 ) -> list[Path]:
     """Writes ``index.html``, one PNG for each section and ``map.png`` into a folder; returns their paths.
 
     Args:
-        embedding, split, k, count, similarity, seed: see :func:`choose`.
+        embedding, split, k, count, similarity, seed, tau: see :func:`choose`.
         folder: made where it is missing.
         title: of the page.
         projection: of the map, see :func:`project`.
@@ -300,7 +309,7 @@ def build_gallery(
         ResultError: the folder cannot be written to.
     """
     folder = Path(folder)
-    gallery = choose(embedding, split, k, count, similarity, seed)
+    gallery = choose(embedding, split, k, count, similarity, seed, tau)
     places = project(embedding, projection, seed)
     written = []
     for heading, retrievals in gallery.sections.items():

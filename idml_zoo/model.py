@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.registry import heads, nearest
+from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding
 
 if TYPE_CHECKING:
@@ -120,6 +121,12 @@ class IDMLModel(nn.Module):
             "head_options": dict(head_options or {}),
             "backbone_options": saved_options,
         }
+
+    @property
+    def tau(self) -> float:
+        """Temperature of the introspective metric that belongs to its weights (5 where they were not loaded): what
+        :func:`idml_zoo.search` and :func:`idml_zoo.introspective_distance` should be given."""
+        return TAU if self.origin is None else self.origin.tau
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:

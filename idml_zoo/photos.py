@@ -25,6 +25,7 @@ from idml_zoo.evaluation.embed import as_device, evaluating
 from idml_zoo.evaluation.knn import search
 from idml_zoo.gallery import STYLE, data_url
 from idml_zoo.results import write_text
+from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ def ask(
     k: int = 5,
     similarity: str = "cosine",
     max_uncertainty: float | None = None,
+    tau: float = TAU,
 ) -> list[Answer]:
     """The photographs nearest to each query.
 
@@ -239,6 +241,7 @@ def ask(
         k: photographs for each, fewer where there are fewer.
         similarity: "cosine" or "introspective".
         max_uncertainty: queries with a higher level are declined.
+        tau: temperature of the introspective search.
 
     Raises:
         ValueError: k below 1, or one photograph alone that asks for others.
@@ -256,6 +259,7 @@ def ask(
         similarity,
         exclude_self=alone,
         max_uncertainty=max_uncertainty,
+        tau=tau,
     )
     levels, own = index.embedding.level.tolist(), asked.level.tolist()
     declined = [False] * len(asked) if near.declined is None else near.declined.tolist()

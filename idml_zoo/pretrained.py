@@ -14,6 +14,7 @@ from torch import Tensor
 from idml_zoo import probe
 from idml_zoo.data.transforms import build_transforms
 from idml_zoo.model import IDMLModel
+from idml_zoo.similarity import TAU
 from idml_zoo.weights import (
     MOST_HEADER,
     Spec,
@@ -41,6 +42,12 @@ class Origin:
     spec: Spec
     sha256: str
     revision: str | None = None
+
+    @property
+    def tau(self) -> float:
+        """The temperature of the introspective metric that they were trained with; 5 where the file names none."""
+        tau = self.spec.meta.get("tau")
+        return float(tau) if isinstance(tau, (int, float)) and 0 < tau < float("inf") else TAU
 
 
 def save(model: IDMLModel, folder: Path, dtype: torch.dtype | None = None, meta: dict[str, Any] | None = None) -> Path:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from conftest import make_folder
@@ -168,6 +170,25 @@ def test_the_introspective_search_has_the_temperature_of_the_training(tmp_path):
     assert (near[0] < near[1]).all(), "distances are weighed by exp(−β/(τα))"
 
 
+def test_search_and_gallery_too_take_the_temperature_of_the_training(tmp_path, capsys):
+    photos = make_folder(tmp_path / "photos", classes=4, images=3)
+    folder = trained(tmp_path / "model", tau=0.05, level=1.0)
+    assert idml_zoo.create_model(f"local-dir:{folder}", pretrained=True).tau == 0.05
+    how = ["--similarity", "introspective", "--device", "cpu"]
+
+    def scores(*more):
+        assert main(["search", f"local-dir:{folder}", str(photos), "--json", *how, *more]) == 0
+        return [f["score"] for row in json.loads(capsys.readouterr().out)["Most alike"] for f in row["found"]]
+
+    assert scores() == scores("--tau", "0.05") != scores("--tau", "5")
+    gallery = ["gallery", f"local-dir:{folder}", "mine", "--source", str(photos), "--count", "2", *how]
+    pages = [tmp_path / name / "index.html" for name in ("own", "same", "five")]
+    for page, more in zip(pages, ([], ["--tau", "0.05"], ["--tau", "5"]), strict=True):
+        assert main([*gallery, "--out", str(page.parent), *more]) == 0
+    own, same, five = (page.read_text() for page in pages)
+    assert own == same != five
+
+
 def test_what_cannot_be_is_said_before_anything_is_computed(tmp_path, capsys, monkeypatch):
     import idml_zoo.evaluation.embed
 
@@ -177,7 +198,6 @@ def test_what_cannot_be_is_said_before_anything_is_computed(tmp_path, capsys, mo
     own = ["mine", "--source", str(photos), "--backbone", "test_resnet", "--image-size", "32"]
     for arguments, message in (
         (["eval", "idml", *own, "--row", "my row"], "--row must be letters"),
-        (["eval", "idml", *own, "--tau", "0"], "tau must be positive, got 0.0"),
         (["eval", "idml", *own, "--leaderboard", str(tmp_path / "file")], "cannot write"),
         (["gallery", "idml", *own[:-2], "--out", str(tmp_path / "file")], "cannot write"),
         (["search", "idml", str(photos), "--backbone", "test_resnet", "--html", str(tmp_path)], "cannot write"),
@@ -185,10 +205,14 @@ def test_what_cannot_be_is_said_before_anything_is_computed(tmp_path, capsys, mo
     ):
         assert main(arguments) == 1, arguments
         assert message in capsys.readouterr().err
-    for arguments in (["gallery", "idml", *own[:-2], "--k", "0"], ["search", "idml", str(photos), "--count", "-1"]):
+    for arguments, message in (
+        (["gallery", "idml", *own[:-2], "--k", "0"], "must be 1 or more"),
+        (["search", "idml", str(photos), "--count", "-1"], "must be 1 or more"),
+        (["eval", "idml", *own, "--tau", "0"], "--tau: must be positive, got 0.0"),
+    ):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert "must be 1 or more" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown corruption 'blurr'; did you mean 'blur'"):
         idml_zoo.evaluate(None, "glyphs_subset", corruptions=["blurr"])
     with pytest.raises(ValueError, match="row must be letters"):

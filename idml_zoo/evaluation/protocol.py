@@ -41,7 +41,7 @@ def evaluate(
     row: str | None = None,
     seed: int = 0,
     similarity: str = "cosine",
-    tau: float = TAU,
+    tau: float | None = None,
     cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
     corruptions: Sequence[str] = (),
     severities: Sequence[int] = (1, 2, 3, 4, 5),
@@ -75,7 +75,8 @@ def evaluate(
         row: name of the leaderboard row; default head and backbone.
         seed: which seed of that row this is.
         similarity: what search uses, "cosine" or "introspective".
-        tau: temperature of the introspective distance: that which the model was trained with.
+        tau: temperature of the introspective distance; None for that which the model was trained with (its ``tau``,
+            else 5).
         cluster_seeds: seeds of k-means.
         corruptions: names of ``idml_zoo.data.corruptions``: also measure corrupted queries in the clean gallery, at
             each of ``severities``; every one embeds all images once more.
@@ -100,6 +101,7 @@ def evaluate(
     device = as_device(device)
     started = time.perf_counter()
     model = as_embedder(model, transform)
+    tau = getattr(model, "tau", TAU) if tau is None else tau
     transform = transform or model.transform
     how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device, "progress": progress}
     if embedding is None:
@@ -167,7 +169,7 @@ def _check_arguments(
     row: str | None,
     seed: int,
     similarity: str,
-    tau: float,
+    tau: float | None,
     corruptions: Sequence[str],
     severities: Sequence[int],
 ) -> None:
@@ -178,7 +180,8 @@ def _check_arguments(
         raise ValueError(f"seed must be an integer ≥ 0, got {seed}")
     if similarity not in SIMILARITIES:
         raise unknown_name("search similarity", similarity, SIMILARITIES)
-    check_tau(tau)
+    if tau is not None:
+        check_tau(tau)
     for name in corruptions:
         if name not in CORRUPTIONS:
             raise unknown_name("corruption", name, CORRUPTIONS)
