@@ -25,7 +25,9 @@ def add_images(one: argparse.ArgumentParser, revision: str = "--revision") -> No
     one.add_argument("benchmark", help="a name of `idml-zoo data list`; with --source, a name for your own images")
     add_root(one)
     one.add_argument(
-        "--source", metavar="PATH_OR_ID", help="a folder of class folders, Parquet file(s), or a Hub data set id"
+        "--source",
+        metavar="PATH_OR_ID",
+        help="a folder of class folders, Parquet file(s), or a Hub data set id, user/name or user/name:configuration",
     )
     one.add_argument(
         revision, dest="data_revision", help="commit of a Hub data set (default: the latest, which is recorded)"

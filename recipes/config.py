@@ -40,7 +40,7 @@ class Config:
     seed: int = 0
     # data
     data_root: str = "data"
-    source: str = ""  # one's own images: folder of class folders, Parquet file, or Hub data set id
+    source: str = ""  # one's own images: folder of class folders, Parquet file, or Hub id (user/name[:configuration])
     train_classes: str = ""  # for `source`: "0-99"; default: the first half
     test_classes: str = ""
     hub_split: str = "train"  # of a Hub data set, for `source` and `stream`

@@ -83,7 +83,7 @@ def test_a_datasets_data_set_with_class_names(tmp_path, monkeypatch):
     monkeypatch.setattr(
         datasets,
         "load_dataset",
-        lambda name, split, revision: real(
+        lambda name, configuration, split, revision: real(
             "parquet", data_files="hub.parquet", split=split, cache_dir=str(tmp_path / "c")
         ),
     )

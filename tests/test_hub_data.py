@@ -26,12 +26,30 @@ for split in ("train", "train+test", "all"):
     out[split] = [splits.origin, len(splits.train), len(splits.test), splits.test.images[0].size]
 pinned = table_benchmark("birds", "user/birds", revision=commit, image_column="image", label_column="label").splits()
 out["pinned"] = pinned.origin
+many = table_benchmark("birds", "user/birds:small").splits()
+out["small"] = [many.origin, len(many.train) + len(many.test), many.test.images[0].getpixel((0, 0))[0]]
+streamed = StreamDataset("user/birds:small", lambda image: image.getpixel((0, 0))[0], "0-3")
+out["small stream"] = sorted(red for red, _, _ in itertools.islice(streamed, 4))
 stream = StreamDataset("user/birds", lambda image: 0, "0-3")
 out["stream"] = sorted(label for _, label, _ in itertools.islice(stream, 4))
 out["prepare"] = main(["data", "prepare", "birds", "--source", "user/birds", "--root", root])
 out["absent"] = main(["data", "prepare", "other", "--source", "user/nothing", "--root", root])
 out["column"] = main(["data", "verify", "birds", "--source", "user/birds", "--label-column", "species"])
 print(json.dumps(out))
+"""
+
+
+CARD = b"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+  - split: test
+    path: data/test-*
+- config_name: small
+  data_files: small/*
+---
 """
 
 
@@ -50,6 +68,7 @@ def table(first: int) -> bytes:
 def done(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     files = {"data/train-00000-of-00001.parquet": table(0), "data/test-00000-of-00001.parquet": table(100)}
+    files |= {"small/train-00000-of-00001.parquet": table(200), "README.md": CARD}
     with Hub(files) as hub:
         env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
         env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"), "HF_HUB_DISABLE_XET": "1"}
@@ -73,6 +92,12 @@ def test_it_streams_and_prepares(done):
     assert out["stream"] == [0, 1, 2, 3] and out["prepare"] == 0
     manifest = json.loads((root / "prepared" / "birds" / "benchmark.json").read_text())
     assert manifest["origin"] == f"hub:user/birds@{COMMIT}"
+
+
+def test_a_configuration_is_named_after_a_colon(done):
+    out, *_ = done
+    assert out["small"] == [f"hub:user/birds:small@{COMMIT}", 4, 202]
+    assert out["small stream"] == [200, 201, 202, 203]
 
 
 def test_what_is_not_there_is_one_line(done):

@@ -21,7 +21,7 @@ from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.folders import MANIFEST
 from idml_zoo.data.images import decode
 from idml_zoo.data.store import read_manifest
-from idml_zoo.data.table import class_range
+from idml_zoo.data.table import class_range, hub_id
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
@@ -34,7 +34,8 @@ def open_stream(source: str | Path, split: str = "train", revision: str | None =
 
     Args:
         source: files by a shell pattern (``shards/*.tar``, ``*.parquet``, ``*.arrow``), a folder made by
-            ``idml-zoo data prepare`` (its training images), or a Hub data set id.
+            ``idml-zoo data prepare`` (its training images), or a Hub data set id (``user/name``, or
+            ``user/name:configuration``).
         split, revision: of a Hub data set.
 
     Raises:
@@ -53,11 +54,11 @@ def open_stream(source: str | Path, split: str = "train", revision: str | None =
         )
     if files:
         return datasets.load_dataset(_BUILDERS[kinds.pop()], data_files={"train": files}, split="train", streaming=True)
-    if text.count("/") != 1 or text.startswith((".", "/")) or any(c in text for c in "*?["):
+    if (found := hub_id(text)) is None:
         raise DataError(
             f"no shards {text}; give a pattern such as 'shards/*.parquet', or a Hub data set id (user/name)"
         )
-    return datasets.load_dataset(text, split=split, revision=revision, streaming=True)
+    return datasets.load_dataset(*found, split=split, revision=revision, streaming=True)
 
 
 class StreamDataset(torch.utils.data.IterableDataset[tuple[Tensor, int, int]]):

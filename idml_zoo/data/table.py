@@ -102,24 +102,34 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def read_hub(name: str, split: str, revision: str | None, image: str = "image", label: str = "label") -> Table:
-    """A data set of the Hub with an image and a label column, at one commit.
+def hub_id(text: str) -> tuple[str, str | None] | None:
+    """Name and configuration of a Hub data set: of ``user/name`` or ``user/name:configuration``; None for a path."""
+    if text.count("/") != 1 or text.startswith((".", "/")) or any(c in text for c in "*?["):
+        return None
+    name, _, configuration = text.partition(":")
+    return name, configuration or None
+
+
+def read_hub(source: str, split: str, revision: str | None, image: str = "image", label: str = "label") -> Table:
+    """A data set of the Hub with an image and a label column, at one commit: ``user/name`` or, of several
+    configurations, ``user/name:configuration``.
 
     The commit of the revision (without one: of the latest state) is looked up and used, and the origin records it.
     """
     import datasets
 
+    name, configuration = hub_id(source) or (source, None)
     revision = _commit(name, revision) or revision
     if split == "all":
-        parts = datasets.load_dataset(name, revision=revision)
+        parts = datasets.load_dataset(name, configuration, revision=revision)
         loaded = datasets.concatenate_datasets([parts[k] for k in parts])
     else:
-        loaded = datasets.load_dataset(name, split=split, revision=revision)
+        loaded = datasets.load_dataset(name, configuration, split=split, revision=revision)
     names = tuple(getattr(loaded.features.get(label), "names", None) or ())
     if image in loaded.features:
         loaded = loaded.cast_column(image, datasets.Image(decode=False))
-    origin = f"hub:{name}" + (f"@{revision}" if revision else "")
-    return _table(loaded.with_format("arrow")[:], image, label, name, origin, names, local=True)
+    origin = f"hub:{source}" + (f"@{revision}" if revision else "")
+    return _table(loaded.with_format("arrow")[:], image, label, source, origin, names, local=True)
 
 
 def _commit(name: str, revision: str | None) -> str | None:
@@ -262,8 +272,9 @@ def read_table(
         return read_parquet([path], image_column, label_column)
     if path.exists():
         raise DataError(f"{path} is neither a folder of class folders nor a .parquet file")
-    if str(source).count("/") == 1 and not str(source).startswith((".", "/")):
+    if hub_id(str(source)):
         return read_hub(str(source), hub_split, revision, image_column, label_column)
     raise MissingDataError(
-        f"no folder or Parquet file {path}, and {str(source)!r} is not a Hub data set id (user/name)"
+        f"no folder or Parquet file {path}, and {str(source)!r} is not a Hub data set id (user/name, "
+        "or user/name:configuration)"
     )
