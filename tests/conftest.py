@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -54,3 +56,16 @@ def make_folder(root: Path, classes: int = 6, images: int = 4, size: int = 40) -
             pixels = np.clip(colour + rng.normal(0, 15, (size, size, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / f"class_{c}" / f"{i}.png")
     return root
+
+
+def visible(folder: Path) -> list[str]:
+    """The names in a folder, hidden ones left out."""
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Returns when ``condition()`` holds; fails after 20 s."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in 20 s"
+        time.sleep(0.01)

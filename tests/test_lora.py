@@ -7,9 +7,10 @@ import pytest
 import torch
 import train
 from config import ConfigError, load_config
+from conftest import ROOT
 from lora import LowRank, add_lora, merge
 from safetensors.torch import load_file
-from test_train import ROOT, tiny
+from tiny_runs import tiny
 
 import idml_zoo
 from idml_zoo.compare import load_queries

@@ -5,7 +5,7 @@ import json
 import pytest
 import repeat
 import train
-from test_train import tiny
+from tiny_runs import tiny
 
 
 @pytest.fixture(scope="module")

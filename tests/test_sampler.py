@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import run_with_processes
+from tiny_runs import run_with_processes
 from torch.utils.data import DataLoader
 
 from idml_zoo.data.errors import DataError

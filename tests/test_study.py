@@ -8,8 +8,9 @@ import pytest
 import study
 import train
 import yaml
+from conftest import ROOT
 from PIL import Image
-from test_train import ROOT, TINY
+from tiny_runs import TINY
 
 from idml_zoo.compare import Difference
 from idml_zoo.results import read_results

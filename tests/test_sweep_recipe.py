@@ -3,7 +3,7 @@
 import pytest
 import sweep
 from config import ConfigError, load_config
-from test_train import tiny
+from tiny_runs import tiny
 
 from idml_zoo.results import read_results
 
