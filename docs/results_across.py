@@ -108,9 +108,14 @@ def levels(sets: list[Set]) -> str:
 def standing(sets: list[Set]) -> str:
     """Which rows of the studies are not measured yet."""
     missing = {title_of(f): [f"`{n}`" for n in f.progress.variants() if n not in f.lines] for f in sets}
+    for found in sets:
+        missing[title_of(found)] += [f"the scout `{n}`" for n, t in found.progress.scouted() if t.result is None]
     done = [title for title, names in missing.items() if not names]
     text = [f"Complete: {', '.join(done)}."] if done else []
     text += [f"Of {title}, not measured yet: {', '.join(names)}." for title, names in missing.items() if names]
+    begun, folders = {f.study.file.resolve() for f in sets}, {f.study.file.parent for f in sets}
+    waiting = sorted(p.stem for folder in folders for p in folder.glob("*.yaml") if p.resolve() not in begun)
+    text += [f"Nothing is measured yet of {', '.join(f'`{name}`' for name in waiting)}."] if waiting else []
     return " ".join(text)
 
 
@@ -122,9 +127,11 @@ def headline(sets: list[Set]) -> str:
 
     rows = []
     for found in sets:
-        plain = {n: found.progress.chosen(n) for n in found.lines if variants[n].head == "semantic"}
-        scores = {n: found.progress.score(t.result) for n, t in plain.items() if t and t.result}
-        other = max((n for n in scores if n not in ("pa", "pa_mixup")), key=lambda n: scores[n], default=None)
+        plain = [n for n in found.progress.variants() if variants[n].head == "semantic" and n not in ("pa", "pa_mixup")]
+        tuned = {n: found.progress.chosen(n) for n in plain}
+        scores = {n: found.progress.score(t.result) for n, t in tuned.items() if t and t.result}
+        other = max(scores, key=lambda n: scores[n]) if scores and len(scores) == len(plain) else None
+        other = other if other in found.lines else None  # the best by its trials, or none yet
         cells = [percent(found.baseline.values("recall@1")) if found.baseline else "–"]
         cells += [recall(found, n) for n in ("pa", "pa_mixup", "idml", "idml_no_mixup")]
         cells += [f"{recall(found, other)} (`{other}`)" if other else "–", recall(found, f"idml_{other}_no_mixup")]

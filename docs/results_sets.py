@@ -15,7 +15,7 @@ from study import Progress, Study, read_study
 
 from idml_zoo.compare import Difference, difference, load_queries
 from idml_zoo.leaderboard import Row
-from idml_zoo.results import read_results
+from idml_zoo.results import ResultError, read_results
 from idml_zoo.variants import variants
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
                     and r.provenance.weights_sha256 in weights
                 ]
                 twin = Row(tuple(sorted(twins, key=lambda r: r.seed))) if len(twins) == len(results) else None
-                lines[variant] = Line(variant, best.settings, Row(tuple(results)), twin)
+                lines[variant] = Line(variant, best.settings, Row(tuple(sorted(results, key=lambda r: r.seed))), twin)
         if lines:
             first = next(iter(lines.values())).row.first
             name = f"features-{first.model.backbone.split('.')[0]}-{first.protocol.image_size}px"
@@ -99,7 +99,14 @@ def pairs(found: Set) -> Iterator[tuple[str, str]]:
 
 
 def compared(found: Set, first: Row, second: Row, same_weights: bool = False) -> dict[str, Difference]:
-    """The difference of two rows in R@1 and MAP@R; of the same weights, a seed is compared with itself."""
+    """The difference of two rows in R@1 and MAP@R; of the same weights, a seed is compared with itself.
+
+    Raises:
+        ResultError: rows of other images or of another protocol version.
+    """
+    what = [{(r.provenance.data_sha256, r.protocol.version) for r in row.results} for row in (first, second)]
+    if len(what[0] | what[1]) != 1:
+        raise ResultError(f"{first.first.row} and {second.first.row} are of other images or protocols")
     made = {}
     for title, metric in {"R@1": "top1", "MAP@R": "map@r"}.items():
         a, b = queries(found, first, metric), queries(found, second, metric)

@@ -113,7 +113,7 @@ def _diff(args: argparse.Namespace) -> int:
             interval = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]{'' if found.distinguishable else ' ='}"
         table.add_row(title(name), percent(a), percent(b), off, interval)
     out.print(table)
-    out.print("= : the two cannot be told apart (paired bootstrap over queries and seeds)")
+    out.print("= : the two cannot be told apart (paired bootstrap over queries, Welch's t over seeds)")
     for part in ("protocol", "model"):
         facts = [asdict(getattr(r.first, part)) for r in (first, second)]
         for key in facts[0]:

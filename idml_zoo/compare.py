@@ -1,8 +1,10 @@
-"""Are two rows different? Paired bootstrap over queries and seeds, and ranks that respect it. numpy only.
+"""Are two rows different? Intervals that hold queries and seeds, and ranks that respect them.
 
-Queries are resampled once for all rows, so that their differences are paired; the seeds of each row are resampled on
-their own. (Efron and Tibshirani, 1993; for retrieval, Smucker, Allan and Carterette, CIKM 2007.) A row of one seed says
-nothing of the spread between seeds, and with few seeds the spread is understated: the doubt is at least the interval.
+Queries: a paired bootstrap, resampled once for all rows (Efron and Tibshirani, 1993; for retrieval, Smucker, Allan and
+Carterette, CIKM 2007). Seeds: three or five are too few to be resampled (an interval so made leaves 0 out in a fifth of
+the cases where seeds alone differ), so that their spread enters as the t distribution has it, with Welch's degrees of
+freedom. The spread of seeds holds a part of the queries' doubt once more, so that an interval is rather too wide. A row
+of one seed says nothing of the spread between seeds: the doubt is at least the interval.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Difference:
 
 
 def bootstrap_means(rows: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """``(draws, R)`` means of R rows under resampled queries and seeds.
+    """``(draws, R)`` means of R rows, over their seeds, under resampled queries.
 
     Args:
         rows: R arrays ``(S_r, N)``: the value of each query for each seed of a row; all over the same N queries.
@@ -56,28 +58,44 @@ def bootstrap_means(rows: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 
     """
     if draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}")
-    rows = [np.atleast_2d(np.asarray(r, dtype=np.float64)) for r in rows]
-    counts = {r.shape[1] for r in rows}
-    if len(counts) != 1 or counts == {0}:
-        raise ValueError(f"rows must be over the same queries, got {sorted(counts)} of them")
-    if any(np.isnan(r).any() for r in rows):
-        raise ValueError("a value is NaN; leave out the queries without positive in all rows")
-    (n,) = counts
+    rows = _checked(rows)
+    values = np.stack([r.mean(0) for r in rows], axis=1)  # (N, R)
+    n = len(values)
     random = np.random.RandomState(seed)  # its streams are frozen, unlike the newer generators'
-    values = np.concatenate(rows).T  # (N, all seeds)
-    found = np.empty((draws, values.shape[1]))
+    found = np.empty((draws, len(rows)))
     step = max(1, _AT_ONCE // n)
     for start in range(0, draws, step):
         part = min(step, draws - start)
         drawn = random.randint(0, n, (part, n)) + np.arange(part)[:, None] * n
         weight = np.bincount(drawn.ravel(), minlength=part * n).reshape(part, n)
         found[start : start + part] = weight @ values / n
-    out, first = np.empty((draws, len(rows))), 0
-    for i, r in enumerate(rows):
-        share = random.multinomial(len(r), np.full(len(r), 1 / len(r)), size=draws) / len(r)
-        out[:, i] = (found[:, first : first + len(r)] * share).sum(1)
-        first += len(r)
-    return out
+    return found
+
+
+def _checked(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    rows = [np.atleast_2d(np.asarray(r, dtype=np.float64)) for r in rows]
+    counts = {r.shape[1] for r in rows}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(f"rows must be over the same queries, got {sorted(counts)} of them")
+    if any(np.isnan(r).any() for r in rows):
+        raise ValueError("a value is NaN; leave out the queries without positive in all rows")
+    return rows
+
+
+def _of_seeds(first: np.ndarray, second: np.ndarray, draws: int, seed: int) -> np.ndarray | float:
+    """What the choice of seeds adds to the draws of a difference: t of Welch (1947), 0 where no row has a spread.
+
+    Its quantiles in random order, for draws of so heavy a tail would leave the ends of an interval to chance.
+    """
+    from scipy.special import stdtrit
+
+    parts = [(r.mean(1).var(ddof=1) / len(r), len(r) - 1) for r in (first, second) if len(r) > 1]
+    total = sum(v for v, _ in parts)
+    if total == 0:
+        return 0.0
+    freedom = total**2 / sum(v**2 / df for v, df in parts)
+    quantiles = stdtrit(freedom, (np.arange(draws) + 0.5) / draws)
+    return total**0.5 * np.random.RandomState(seed).permutation(quantiles)
 
 
 def load_queries(root: str | Path, result: Result) -> dict[str, np.ndarray] | None:
@@ -105,26 +123,34 @@ def load_queries(root: str | Path, result: Result) -> dict[str, np.ndarray] | No
 def difference(
     first: np.ndarray, second: np.ndarray, draws: int = DRAWS, seed: int = 0, level: float = LEVEL
 ) -> Difference:
-    """Paired bootstrap of the difference of two rows' means; arguments as those of :func:`bootstrap_means`."""
+    """The difference of two rows' means and its interval; arguments as those of :func:`bootstrap_means`.
+
+    Rows whose seeds belong together, such as two searches of the same weights, are compared as ``difference(first -
+    second, zeros)``.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
+    first, second = _checked([first, second])
     means = bootstrap_means([first, second], draws, seed)
-    off = means[:, 0] - means[:, 1]
+    off = means[:, 0] - means[:, 1] + _of_seeds(first, second, draws, seed + 1)
     low, high = np.quantile(off, [(1 - level) / 2, (1 + level) / 2])
     wins = float((off > 0).mean() + (off == 0).mean() / 2)
     return Difference(float(np.mean(first) - np.mean(second)), float(low), float(high), wins)
 
 
-def ranks(means: np.ndarray, level: float = LEVEL) -> list[int]:
+def ranks(rows: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0, level: float = LEVEL) -> list[int]:
     """Each row's rank: 1 + how many rows are distinguishably better; rows that cannot be told apart share one.
 
     Args:
-        means: ``(draws, R)`` of :func:`bootstrap_means`.
-        level: of the interval of each difference.
+        rows, draws, seed: as those of :func:`bootstrap_means`.
+        level: of the interval of each :func:`difference`.
     """
-    better = []
-    for i in range(means.shape[1]):
-        low = np.quantile(means - means[:, [i]], (1 - level) / 2, axis=0)
-        low[i] = 0
-        better.append(int((low > 1e-12).sum()))  # sums in another order differ by less
+    rows = _checked(rows) if rows else []
+    means = bootstrap_means(rows, draws, seed) if rows else np.empty((draws, 0))
+    better = [0] * len(rows)
+    for i, own in enumerate(rows):
+        for j, other in enumerate(rows):
+            if other.mean() > own.mean():
+                off = means[:, j] - means[:, i] + _of_seeds(other, own, draws, seed + 1)
+                better[i] += bool(np.quantile(off, (1 - level) / 2) > 1e-12)  # sums in another order differ by less
     return [1 + b for b in better]

@@ -35,6 +35,11 @@ class Variant:
     loss: str = "proxy_anchor"
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def has_level(self) -> bool:
+        """Whether its images have an uncertainty level."""
+        return self.head not in ("semantic", "features")
+
 
 variants: Registry[Variant] = Registry("variant")
 

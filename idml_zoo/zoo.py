@@ -90,10 +90,15 @@ class Record:
     embedding_dim: int = 512
     weights: Weights | None = None
 
+    @property
+    def variant(self) -> str:
+        """What :meth:`command` trains: ``idml`` or, without introspection, ``pa``."""
+        return "idml" if self.head == "idml" else "pa"
+
     def command(self, name: str) -> str:
         """What to type to train this model; its row is called ``name``."""
         chosen = BACKBONES[self.backbone]
-        keys = {"benchmark": self.benchmark, "variant": "idml" if self.head == "idml" else "pa"}
+        keys = {"benchmark": self.benchmark, "variant": self.variant}
         keys |= {"name": name, "backbone": chosen.timm_name, "embedding_dim": str(self.embedding_dim)}
         if chosen.image_size is not None:
             keys["image_size"] = str(chosen.image_size)

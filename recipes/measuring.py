@@ -100,11 +100,14 @@ def measure(run: Run, state: State) -> list[Result]:
     bank, took = embedded(run)
     if not run.main:
         return []
-    training = f"{state.step} steps" if config.max_steps else f"{epochs} epochs"
+    statistics = {k: v for k, v in state.statistics.items() if math.isfinite(v)}  # a batch may have no pair
+    training = f"{config.max_steps} steps" if config.max_steps else f"{config.epochs} epochs"
+    if checkpoint == "validation" or config.patience:  # each seed has a number of its own, and they are one row
+        training, statistics = f"up to {training}", statistics | {"epochs": float(epochs)}
     training += f" at {final.transform.image_size} px, batch {config.batch_size}, lr {config.lr:g}"
     if run.variant.similarity == "introspective" and config.tau != type(config).tau:
         training += f", τ {config.tau:g}"
-    both = config.similarity == "both" and run.variant.head not in ("semantic", "features")
+    both = config.similarity == "both" and run.variant.has_level
     finished = []
     for similarity in ("cosine", "introspective") if both else ("cosine",):
         result = evaluate(
@@ -121,7 +124,7 @@ def measure(run: Run, state: State) -> list[Result]:
             training=training,
             recipe=config.to_yaml(),
             train_seconds=state.seconds,
-            statistics={k: v for k, v in state.statistics.items() if math.isfinite(v)},  # a batch may have no pair
+            statistics=statistics,
             weights_sha256=sha256_of(run.folder / part / WEIGHTS),
             **about(run),
         )

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+from idml_zoo.card import own_results
 from idml_zoo.cli import main as command
 from idml_zoo.weights import CONFIG, WEIGHTS, Spec, WeightsError, read_config, sha256_of
 from idml_zoo.zoo import BACKBONES, PUBLISHED, models
@@ -32,18 +32,24 @@ def name_of(spec: Spec) -> str | None:
     return None
 
 
-def found(runs: Path) -> Iterator[tuple[str, Path]]:
-    """(name, model folder) of the first seed of each name, in order of path."""
-    seen: set[str] = set()
-    for config in sorted(runs.rglob(f"model/{CONFIG}")):
+def found(runs: Path, results: Path) -> dict[str, Path | None]:
+    """Of each name that has a trained model: the folder of one that is measured on its test classes; None without one.
+
+    Of several: the variant that the zoo's record trains (``idml``, ``pa``) before others, then the first by path.
+    """
+    candidates: dict[str, list[tuple[bool, Path]]] = {}
+    for config in sorted(p for part in ("model", "best") for p in runs.rglob(f"{part}/{CONFIG}")):
+        folder = config.parent
         try:
-            name = name_of(read_config(config))
+            spec = read_config(config)
+            name = name_of(spec)
+            if name and (folder / WEIGHTS).is_file():
+                measured = candidates.setdefault(name, [])
+                if any(r.protocol.split == "test" for r in own_results(folder, results)):
+                    measured.append((spec.meta.get("variant") != models[name].variant, folder))
         except WeightsError as error:
             print(f"skipped  {error}", file=sys.stderr)
-            continue
-        if name and name not in seen and (config.parent / WEIGHTS).is_file():
-            seen.add(name)
-            yield name, config.parent
+    return {name: min(folders)[1] if folders else None for name, folders in sorted(candidates.items())}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,9 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--token")
     args = parser.parse_args(arguments)
-    failed, count = [], 0
-    for name, folder in found(args.runs):
-        count += 1
+    failed = []
+    trained = found(args.runs, Path(args.leaderboard) / "results")
+    for name, folder in trained.items():
+        if folder is None:
+            print(f"{name}: no result of trained weights in {args.leaderboard}", file=sys.stderr)
+            failed.append(name)
+            continue
         known = PUBLISHED.get(name)
         if known and known.sha256 == sha256_of(folder / WEIGHTS):
             print(f"{name}: published already")
@@ -67,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{name}")
         if command(words):
             failed.append(name)
-    if not count:
+    if not trained:
         print(f"no trained model under {args.runs} has a name of the zoo (`idml-zoo list`)")
     if failed:
         print(f"not published: {', '.join(failed)}", file=sys.stderr)

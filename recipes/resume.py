@@ -24,7 +24,7 @@ KEPT = 2  # the newest, and one in case that turns out to be damaged
 STOPPED = 143  # exit status of a run that was asked to stop: 128 + SIGTERM
 # What may change between two halves of a run: where things lie and how they are done, not what is trained.
 HARMLESS = {
-    *("data_root", "cache", "workers", "threads", "log_every", "output", "leaderboard", "resume", "checkpoint_every"),
+    *("data_root", "workers", "threads", "log_every", "output", "leaderboard", "resume", "checkpoint_every"),
     *("evaluate_untrained", "profile_steps", "tracker", "similarity", "corruptions", "shard"),
 }
 

@@ -114,6 +114,11 @@ class Trial:
     result: Result | None
 
 
+def _stem(result: Result) -> str:
+    """The row's name, that of its twin under the introspective search too."""
+    return result.row.removesuffix("-introspective") if result.protocol.similarity == "introspective" else result.row
+
+
 class Progress:
     """What of a study is done, as the result files tell."""
 
@@ -175,7 +180,7 @@ class Progress:
         for seed in self.study.seeds:
             settings = {**best.settings, **self.study.measure, "name": self.study.name}
             run = self.study.run(self.leaderboard, self.study.words(variant, settings, seed=seed))
-            mine = [(e, r) for e, r in self.tests if r.row == run.config.row(r.protocol.image_size)]
+            mine = [(e, r) for e, r in self.tests if _stem(r) == run.config.row(r.protocol.image_size)]
             found.append((run, done(run.config, mine)))
         return found
 

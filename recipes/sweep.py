@@ -33,6 +33,7 @@ from rich.console import Console
 
 from idml_zoo.leaderboard import build_leaderboard, summary
 from idml_zoo.results import Result, ResultError, read_results
+from idml_zoo.variants import variants
 
 NAMED = ("variant", "seed")  # which have a place of their own in a result's path
 
@@ -74,10 +75,17 @@ def recipes_of(results: list[Result]) -> list[tuple[dict[str, Any], Result]]:
 def done(config: Config, known: list[tuple[dict[str, Any], Result]]) -> Result | None:
     """The result of a run with this recipe, of those that :func:`recipes_of` gave; None where there is none yet.
 
-    One without the corruptions that are asked for is none.
+    One without the corruptions that are asked for is none, nor one whose introspective search is asked for and missing.
     """
     mine, corruptions = essence(dataclasses.asdict(config)), set(config.corruptions.split())
-    return next((r for recipe, r in known if recipe == mine and corruptions <= set(r.corruptions)), None)
+    same = [r for recipe, r in known if recipe == mine]
+    introspective = {r.provenance.weights_sha256 for r in same if r.protocol.similarity == "introspective"}
+    both = config.similarity == "both" and variants[config.variant].has_level
+    for result in same:
+        whole = not both or result.provenance.weights_sha256 in introspective
+        if result.protocol.similarity == "cosine" and corruptions <= set(result.corruptions) and whole:
+            return result
+    return None
 
 
 def devices(jobs: int) -> list[dict[str, str]]:

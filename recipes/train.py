@@ -184,7 +184,7 @@ def write_log(
     """A line of the log; TrainingError where it shows that nothing is learned any more."""
     with together(run.criterion):
         state.statistics = {k: v.item() for k, v in run.criterion.statistics(embedding, labels).items()}
-    if wrong := diagnosis(state.statistics, embedding, run.variant.head not in ("semantic", "features")):
+    if wrong := diagnosis(state.statistics, embedding, run.variant.has_level):
         raise TrainingError(
             f"{wrong}, at step {state.step}; lower lr (now {run.config.lr:g}) or its multipliers. The last checkpoint "
             f"is in {run.checkpoints}"

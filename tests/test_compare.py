@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from idml_zoo import compare
 from idml_zoo.compare import bootstrap_means, difference, ranks
@@ -17,13 +18,10 @@ def test_means_equal_a_slow_resampling(monkeypatch):
     monkeypatch.setattr(compare, "_AT_ONCE", 100)  # two draws at a time
     found = bootstrap_means(rows, draws=10, seed=4)
     random = np.random.RandomState(4)
-    drawn = [random.randint(0, 40, (2, 40)) for _ in range(5)]
-    queries = np.concatenate(drawn)
-    seeds = [random.multinomial(s, np.full(s, 1 / s), size=10) for s in (3, 1)]
+    queries = np.concatenate([random.randint(0, 40, (2, 40)) for _ in range(5)])
     for d in range(10):
         for r, row in enumerate(rows):
-            chosen = np.repeat(row, seeds[r][d], axis=0)[:, queries[d]]
-            assert found[d, r] == pytest.approx(chosen.mean())
+            assert found[d, r] == pytest.approx(row[:, queries[d]].mean())
 
 
 def test_the_interval_is_that_of_paired_differences():
@@ -58,14 +56,37 @@ def test_seeds_widen_the_interval():
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
+@pytest.mark.parametrize("seeds", [(3, 3), (3, 1), (5, 3)])
+def test_seeds_alone_rarely_look_like_a_difference(seeds):
+    """No true difference, and queries without noise: intervals that leave 0 out must be few. (A row of one seed here is
+    one that has no spread.)"""
+    rng, wrong = np.random.default_rng(2), 0
+    for _ in range(400):
+        rows = [np.full((s, 50), 0.5) + (0.02 * rng.normal(size=(s, 1)) if s > 1 else 0) for s in seeds]
+        wrong += difference(*rows, draws=400).distinguishable
+    assert 0.01 < wrong / 400 < 0.08
+
+
+def test_the_interval_of_seeds_is_that_of_welch():
+    first, second = np.array([0.51, 0.53, 0.58]), np.array([0.50, 0.495, 0.505, 0.51])
+    found = difference(np.tile(first[:, None], 9), np.tile(second[:, None], 9))
+    low, high = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((low, high), rel=0.03)
+    paired = difference(np.tile((first - second[:3])[:, None], 9), np.zeros((3, 9)))
+    low, high = stats.ttest_rel(first, second[:3]).confidence_interval()
+    assert (paired.low, paired.high) == pytest.approx((low, high), rel=0.03)
+
+
 def test_rows_that_cannot_be_told_apart_share_a_rank():
     rng = np.random.default_rng(0)
     common = rng.random(4000)
     rows = [(common < s).astype(float)[None] for s in (0.5, 0.7, 0.7, 0.3)]
     for value in (0, 1):  # as many hits as before, elsewhere
         rows[2][0, rng.choice(np.flatnonzero(rows[1][0] == value), 60, replace=False)] = 1 - value
-    assert ranks(bootstrap_means(rows)) == [3, 1, 1, 4]
-    assert ranks(bootstrap_means([rows[0]])) == [1]
+    assert ranks(rows) == [3, 1, 1, 4]
+    assert ranks([rows[0]]) == [1] and ranks([]) == []
+    seeds = [row + np.array([[-0.2], [0.0], [0.2]]) for row in rows]
+    assert ranks(seeds) == [1, 1, 1, 1], "seeds that differ by more than the rows do"
 
 
 def test_the_draws_are_the_same_everywhere():

@@ -417,6 +417,8 @@ def test_publish_all_pushes_what_has_a_name_and_results(hub, run, tmp_path, caps
 
     other = idml_zoo.create_model("semantic", backbone="test_resnet", embedding_dim=128)
     other.save_pretrained(tmp_path / "runs" / "b" / "model", benchmark="glyphs")
+    trial = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=128)
+    trial.save_pretrained(tmp_path / "runs" / "1st" / "model", benchmark="glyphs")  # before the measured one by path
     idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=7).save_pretrained(
         tmp_path / "runs" / "c" / "model", benchmark="glyphs"
     )
@@ -428,7 +430,8 @@ def test_publish_all_pushes_what_has_a_name_and_results(hub, run, tmp_path, caps
     assert hub.requests == []
     captured = capsys.readouterr()
     assert "idml_test_resnet_glyphs: published already" in captured.out
-    assert "not published: semantic_test_resnet_glyphs" in captured.err, "it has no result"
+    assert "semantic_test_resnet_glyphs: no result of trained weights" in captured.err
+    assert "not published: semantic_test_resnet_glyphs" in captured.err
     monkeypatch.delitem(zoo.PUBLISHED, "idml_test_resnet_glyphs")
     assert publish_all.main(words) == 1
     assert set(hub.repos) == {"zoo/idml_test_resnet_glyphs"}

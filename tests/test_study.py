@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import TINY
 
 from idml_zoo.compare import Difference
-from idml_zoo.results import read_results
+from idml_zoo.results import ResultError, read_results
 
 sys.path.insert(0, str(ROOT / "docs"))
 import results
@@ -152,6 +152,16 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     assert "Complete: mine." in blocks["standing"]
     part = replace(found, lines={n: x for n, x in found.lines.items() if n != "pa"})
     assert results.ACROSS["standing"]([part]) == "Of mine, not measured yet: `pa`."
+    (folder / "later.yaml").touch()
+    assert results.ACROSS["standing"]([found]).endswith("Nothing is measured yet of `later`.")
+    (folder / "later.yaml").unlink()
+    best = replace(found, lines={n: x for n, x in found.lines.items() if n != "proxy_nca"})
+    assert "proxy_nca" not in results.ACROSS["headline"]([best]), (
+        "the best other loss is not measured: not the next best"
+    )
+    elsewhere = replace(row.first, protocol=replace(row.first.protocol, version=1))
+    with pytest.raises(ResultError, match="of other images or protocols"):
+        results.compared(found, row, replace(row, results=(elsewhere,)))
     (tried,) = (r for r in read_results(folder / "board" / "validation" / "results") if r.row == chosen_trial(found))
     (line,) = (line for line in blocks["tuning mine"].splitlines() if line.startswith("| `idml_no_mixup` |"))
     assert f"| {100 * tried.metrics['auroc_level']:.1f} |" in line

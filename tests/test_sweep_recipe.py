@@ -74,13 +74,21 @@ def test_an_old_recipe_without_newer_keys_is_recognised(tmp_path):
 
     config = load_config(sweep.QUICKSTART)
     recipe = {k: v for k, v in vars(config).items() if k not in ("ema_decay", "resume")}
-    result = SimpleNamespace(provenance=SimpleNamespace(recipe=yaml.safe_dump(recipe)), corruptions={"blur": {}})
+    provenance = SimpleNamespace(recipe=yaml.safe_dump(recipe), weights_sha256="a")
+    result, twin = (
+        SimpleNamespace(provenance=provenance, corruptions=c, protocol=SimpleNamespace(similarity=s))
+        for c, s in (({"blur": {}}, "cosine"), ({}, "introspective"))
+    )
     known = sweep.recipes_of([result])
     assert sweep.done(config, known) is result
     assert sweep.done(load_config(sweep.QUICKSTART, ["workers=3", "name=other"]), known) is result
     assert sweep.done(load_config(sweep.QUICKSTART, ["lr=9e-4"]), known) is None
     assert sweep.done(load_config(sweep.QUICKSTART, ["corruptions=blur"]), known) is result
     assert sweep.done(load_config(sweep.QUICKSTART, ["corruptions=blur noise"]), known) is None, "not all of it"
+    both = load_config(sweep.QUICKSTART, ["similarity=both"])
+    assert sweep.done(both, known) is None, "killed between the two searches"
+    assert sweep.done(both, sweep.recipes_of([twin, result])) is result
+    assert sweep.done(both, sweep.recipes_of([twin])) is None
 
 
 def test_runs_share_the_cores(tmp_path, monkeypatch):

@@ -30,8 +30,8 @@ AUROC: how well a score tells that the nearest neighbour is wrong (50 is chance)
 when the surest queries are answered first (lower is better): by the uncertainty level ‖u‖, and beside it by the free
 baseline, minus the similarity of the nearest neighbour. Risk–coverage plots:
 {key}.</p>
-<p>Rank: 1 + the number of rows with a distinguishably higher R@1; rows that cannot be told apart share one (95 %
-intervals of a paired bootstrap over queries, and over the seeds of each row).</p>"""
+<p>Rank: 1 + the number of rows with a distinguishably higher R@1; rows that cannot be told apart share one
+(95 % intervals from a paired bootstrap over queries and the spread of each row's seeds by Welch's t).</p>"""
 
 
 _KEY = """wrong nearest neighbours among the surest queries, <span class="key-level">by ‖u‖ (solid)</span> and

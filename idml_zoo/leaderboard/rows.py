@@ -208,7 +208,7 @@ def ranked(rows: Sequence[Row], results: Path) -> list[Row]:
     """
     import numpy as np
 
-    from idml_zoo.compare import bootstrap_means, load_queries, ranks
+    from idml_zoo.compare import load_queries, ranks
 
     values: dict[int, np.ndarray] = {}
     usual = Counter(row.first.provenance.data_sha256 for row in rows).most_common(1)[0][0]
@@ -218,5 +218,5 @@ def ranked(rows: Sequence[Row], results: Path) -> list[Row]:
         if all(v is not None for v in loaded):
             counted = [v["top1"][~np.isnan(v["map@r"])] for v in loaded if v is not None]
             values[i] = np.stack(counted)
-    places = dict(zip(values, ranks(bootstrap_means(list(values.values()))), strict=True)) if values else {}
+    places = dict(zip(values, ranks(list(values.values())), strict=True))
     return [Row(row.results, places.get(i)) for i, row in enumerate(rows)]

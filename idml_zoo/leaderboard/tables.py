@@ -27,7 +27,7 @@ share of wrong ones when the surest queries are answered first, over all coverag
 correlation of ‖u‖ with the known severity of an image's degradation, in hundredths.
 
 Rank: 1 + the number of rows with a distinguishably higher R@1, so rows that cannot be told apart share one (95 %
-intervals of a paired bootstrap over queries, and over the seeds of each row; one seed says nothing of their spread).
+intervals from a paired bootstrap over queries and the spread of each row's seeds by Welch's t; one seed has none).
 """
 
 
@@ -93,6 +93,7 @@ def csv_table(rows: Sequence[Row], reported: Sequence[dict[str, str]]) -> str:
         "rank",
         "row",
         "split",
+        "protocol",
         "variant",
         "backbone",
         "dim",
@@ -110,6 +111,7 @@ def csv_table(rows: Sequence[Row], reported: Sequence[dict[str, str]]) -> str:
             "" if row.rank is None else row.rank,
             r.row,
             r.protocol.split,
+            r.protocol.version,
             r.model.variant,
             r.model.backbone,
             r.model.embedding_dim,
@@ -123,7 +125,7 @@ def csv_table(rows: Sequence[Row], reported: Sequence[dict[str, str]]) -> str:
             line.append("" if values is None or len(values) < 2 else f"{statistics.stdev(values):.6f}")
         writer.writerow(line)
     for r2 in reported:
-        line = ["reported", "", r2["method"], "test", "", r2["backbone"], r2["dim"], "", "", "", "", r2["source"]]
+        line = ["reported", "", r2["method"], "test", "", "", r2["backbone"], r2["dim"], "", "", "", "", r2["source"]]
         for m in metrics:
             line += ["" if not r2.get(m) else f"{float(r2[m]) / 100:.6f}", ""]
         writer.writerow(line)
