@@ -84,6 +84,8 @@ def _define() -> dict[str, Any]:
         __qualname__ = "IntrospectiveDistance"
 
         def __init__(self, tau: float = TAU, **kwargs: Any) -> None:
+            if fixed := {"normalize_embeddings", "p", "power", "is_inverted"} & kwargs.keys():
+                raise TypeError(f"{min(fixed)} cannot be chosen: the introspective metric fixes it")
             # PML's own normalisation would take the uncertainty into the norm
             super().__init__(normalize_embeddings=False, p=1, power=1, is_inverted=False, **kwargs)
             self.tau = _checked(tau)

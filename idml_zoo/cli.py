@@ -17,7 +17,7 @@ from idml_zoo.cli_model import add_model, add_tau, open_model, positive
 from idml_zoo.version import __version__
 
 if TYPE_CHECKING:
-    from idml_zoo.pretrained import Origin
+    from idml_zoo.model import IDMLModel
     from idml_zoo.results import Result
 
 
@@ -45,6 +45,12 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_computing(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--batch-size", type=positive, default=64)
+    one.add_argument("--workers", type=int, default=0, help="processes that decode images (default: none beside this)")
+    one.add_argument("--device", help="default: cuda where there is one")
+
+
 def _eval(args: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -61,8 +67,8 @@ def _eval(args: argparse.Namespace) -> int:
     about: dict[str, Any] = {"pretrained": weights_source(args.backbone_weights, model.config["backbone"])}
     own_tau, own_seed = model.tau, 0
     if origin := model.origin:
-        about = _about(origin)
-        own_seed = about.pop("seed")
+        about, seed = origin.about(model), origin.spec.meta.get("seed")
+        own_seed = seed if isinstance(seed, int) and seed >= 0 else 0
     elif args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
     model.transform = model.transform.replace(image_size=args.image_size, crop_fraction=args.crop_fraction)
@@ -78,11 +84,11 @@ def _eval(args: argparse.Namespace) -> int:
     row = args.row or f"{model.config['head']}-{model.config['backbone']}"
     rows = {s: row if s == "cosine" or args.like else f"{row}-{s}" for s in args.similarity}
     for name in rows.values():  # before anything is computed
-        _refuse_other(Path(args.leaderboard) / "results" / benchmark.name / name, seed, about, args.force)
+        _refuse_other(Path(args.leaderboard) / "results" / benchmark.name / name, seed, model, about, args)
     results: list[Result] = []
     split = load_images(benchmark, args).test
     started = time.perf_counter()
-    embedding = embed(model, split, model.transform, args.batch_size, device=args.device)
+    embedding = embed(model, split, model.transform, args.batch_size, args.workers, args.device)
     took = time.perf_counter() - started
     for similarity in args.similarity:
         result = evaluate(
@@ -94,6 +100,7 @@ def _eval(args: argparse.Namespace) -> int:
             similarity=similarity,
             tau=tau,
             batch_size=args.batch_size,
+            workers=args.workers,
             device=args.device,
             split=split,
             embedding=embedding,
@@ -110,35 +117,31 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _about(origin: Origin) -> dict[str, Any]:
-    """What the files of trained weights say of them: for the result, with ``seed``."""
-    from idml_zoo.results import CHECKPOINTS
-
-    meta, seed = origin.spec.meta, origin.spec.meta.get("seed")
-    source = "weights of its own" if origin.revision is None else f"weights of {origin.source}@{origin.revision}"
-    return {
-        "pretrained": str(meta.get("pretrained", "none")),
-        "variant": str(meta.get("variant", "none")),
-        "checkpoint": meta.get("checkpoint") if meta.get("checkpoint") in CHECKPOINTS else "last",
-        "weights_sha256": origin.sha256,
-        "training": source,
-        "seed": seed if isinstance(seed, int) and seed >= 0 else 0,
-    }
-
-
-def _refuse_other(folder: Path, seed: int, about: dict[str, Any], force: bool) -> None:
-    """ValueError where the result of other weights would be written over, or nothing can be written."""
+def _refuse_other(folder: Path, seed: int, model: IDMLModel, about: dict[str, Any], args: argparse.Namespace) -> None:
+    """ValueError where the result of another model would be written over, or nothing can be written."""
     from idml_zoo.results import check_name, check_writable, read_result
 
     check_name("--row", folder.name)
     path = folder / f"seed{seed}.json"
-    if path.exists() and not force:
-        old = read_result(path).provenance.weights_sha256
-        if old != about.get("weights_sha256"):
-            raise ValueError(
-                f"{path} is of other weights ({str(old)[:12]}); give this row another name with --row, or --seed, or "
-                "replace it with --force"
-            )
+    if path.exists() and not args.force:
+        old, config, t = read_result(path), model.config, model.transform
+        known = [
+            ("weights", old.provenance.weights_sha256, about.get("weights_sha256")),
+            ("backbone", old.model.backbone, config["backbone"]),
+            ("pooling", old.model.pooling, model.pooling),
+            ("image size", old.protocol.image_size, t.image_size),
+            ("crop", old.protocol.crop_fraction, t.crop_fraction),
+        ]
+        if old.provenance.weights_sha256 is None:
+            known.append(("weights", old.model.pretrained, about["pretrained"]))
+        for what, theirs, ours in known if not args.like else known[:1]:
+            if theirs != ours:
+                raise ValueError(
+                    f"{path} is of other {what} ({theirs}, not {ours}); give this row another name with --row, or "
+                    "--seed, or replace it with --force"
+                )
+        if lost := sorted(set(old.corruptions) - set(args.corruptions)):
+            raise ValueError(f"{path} has corrupted queries too; add --corruptions {' '.join(lost)}, or --force")
     check_writable(path)
 
 
@@ -198,7 +201,7 @@ def _gallery(args: argparse.Namespace) -> int:
     if args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
     split = load_images(benchmark, args).test
-    embedding = embed(model, split, model.transform, args.batch_size, device=args.device)
+    embedding = embed(model, split, model.transform, args.batch_size, args.workers, args.device)
     for path in build_gallery(
         embedding,
         split,
@@ -277,8 +280,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RESULT.json",
         help="measure the weights of this result again, under its row, seed and history (for an old protocol version)",
     )
-    one.add_argument("--batch-size", type=positive, default=64)
-    one.add_argument("--device", help="default: cuda where there is one")
+    _add_computing(one)
     one.add_argument("--leaderboard", default="runs/leaderboard", help="leaderboard folder (default: runs/leaderboard)")
     one.set_defaults(run=_eval)
 
@@ -295,8 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_tau(one)
     one.add_argument("--map", choices=("pca", "umap"), default="pca", help="projection of the map (default: pca)")
     one.add_argument("--seed", type=int, default=0, help="of the sample")
-    one.add_argument("--batch-size", type=positive, default=64)
-    one.add_argument("--device", help="default: cuda where there is one")
+    _add_computing(one)
     one.set_defaults(run=_gallery)
 
     cli_search.add_parser(commands)

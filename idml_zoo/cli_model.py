@@ -55,11 +55,14 @@ def _tau(text: str) -> float:
 
 def open_model(args: argparse.Namespace) -> IDMLModel:
     """The model that the arguments name; its ``origin`` is None where it is untrained."""
+    from idml_zoo.hub import local_folder
     from idml_zoo.zoo import HUB, LOCAL, create_model, models
 
     trained = args.pretrained
     if trained is None:
-        known = args.model in models and models[args.model].weights is not None
+        known = args.model in models and (
+            models[args.model].weights is not None or local_folder(args.model) is not None
+        )
         trained = args.model.startswith((LOCAL, HUB)) or (known and args.backbone_weights == "none")
     if not trained:
         import torch

@@ -115,7 +115,7 @@ def _write_onnx(program: Any, path: Path, model: IDMLModel) -> None:
     content = onnx.load(path)
     for value in (*content.graph.input, *content.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    about = {"model": model.config, "transform": model.transform.to_dict()}
+    about = {"model": model.config, "transform": model.transform.to_dict(), "tau": model.tau}
     onnx.helper.set_model_props(content, {"idml_zoo": json.dumps(about, sort_keys=True)})
     onnx.checker.check_model(content)
     onnx.save(content, path)

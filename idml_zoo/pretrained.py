@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from idml_zoo import probe
 from idml_zoo.data.transforms import build_transforms
 from idml_zoo.model import IDMLModel
+from idml_zoo.results import CHECKPOINTS
 from idml_zoo.similarity import TAU
 from idml_zoo.weights import (
     MOST_HEADER,
@@ -36,18 +38,44 @@ class Origin:
         spec: what was saved with them.
         sha256: of ``model.safetensors``.
         revision: commit on the Hub; None where they come from elsewhere.
+        sums: of each tensor as it was loaded.
     """
 
     source: str
     spec: Spec
     sha256: str
     revision: str | None = None
+    sums: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def tau(self) -> float:
         """The temperature of the introspective metric that they were trained with; 5 where the file names none."""
         tau = self.spec.meta.get("tau")
         return float(tau) if isinstance(tau, (int, float)) and 0 < tau < float("inf") else TAU
+
+    def still(self, model: IDMLModel) -> bool:
+        """Whether the model has these weights still, or was trained since."""
+        return np.allclose(self.sums, _sums(model), rtol=1e-9, atol=1e-9)
+
+    def about(self, model: IDMLModel) -> dict[str, Any]:
+        """What a result file says of the model: arguments of :func:`idml_zoo.evaluate`."""
+        meta = self.spec.meta
+        if not self.still(model):
+            old = f"begun from weights {self.sha256[:12]} of {self.source}"
+            return {
+                "pretrained": old,
+                "variant": "unknown",
+                "checkpoint": "last",
+                "weights_sha256": None,
+                "training": "",
+            }
+        return {
+            "pretrained": str(meta.get("pretrained", "unknown")),
+            "variant": str(meta.get("variant", "unknown")),
+            "checkpoint": meta.get("checkpoint") if meta.get("checkpoint") in CHECKPOINTS else "last",
+            "weights_sha256": self.sha256,
+            "training": "weights of its own" if self.revision is None else f"weights of {self.source}@{self.revision}",
+        }
 
 
 def save(model: IDMLModel, folder: Path, dtype: torch.dtype | None = None, meta: dict[str, Any] | None = None) -> Path:
@@ -64,12 +92,22 @@ def save(model: IDMLModel, folder: Path, dtype: torch.dtype | None = None, meta:
         raise ValueError(f"{bad} is too large for {dtype}; save it in bfloat16 or float32")
     tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in twin.state_dict().items()}
     measured = probe.measure(twin.float(), build_transforms(model.transform)[1])
-    return write_model(folder, tensors, Spec(model.config, model.transform, measured, _versions(), meta or {}))
+    known = model.origin.spec.meta if model.origin else {}
+    if model.origin and not model.origin.still(model):  # what was said of the weights is no longer so
+        known = {"tau": model.tau}
+    return write_model(
+        folder, tensors, Spec(model.config, model.transform, measured, _versions(), {**known, **(meta or {})})
+    )
 
 
 def check_can_be_loaded(model: IDMLModel) -> None:
     """ValueError where the files of this network would be refused by :func:`load`: before hours are spent on it."""
     check_spec(Spec(model.config, model.transform))
+
+
+def _sums(model: IDMLModel) -> tuple[float, ...]:
+    """Of each floating tensor: what tells trained weights from those that were loaded."""
+    return tuple(float(v.double().sum()) for v in model.state_dict().values() if v.is_floating_point())
 
 
 def _not_finite(model: IDMLModel) -> str | None:
@@ -113,7 +151,7 @@ def load(
     state = read_tensors(weights, expected)
     model = _build(spec, config).eval()
     model.load_state_dict(state, strict=True)
-    model.origin = Origin(source or str(config.parent), spec, found, revision)
+    model.origin = Origin(source or str(config.parent), spec, found, revision, _sums(model))
     if verify and spec.probe is not None:
         _verify(model, spec, weights)
     return model

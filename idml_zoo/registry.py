@@ -39,15 +39,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str], how_to_list: str = 
     return UnknownNameError(f"unknown {kind} {name!r}; {hint}" + (f" ({how_to_list})" if how_to_list else ""))
 
 
-def match(names: Iterable[str], pattern: str = "*", exclude: str | Iterable[str] = ()) -> list[str]:
-    """Names that match a shell ``pattern`` and none of the ``exclude`` patterns, sorted.
+def match(names: Iterable[str], pattern: str | Iterable[str] = "*", exclude: str | Iterable[str] = ()) -> list[str]:
+    """Names that match a shell pattern of ``pattern`` and none of ``exclude``, sorted.
 
-    ``exclude`` may be one pattern or several: a plain string is one pattern, never a list of characters.
+    Both may be one pattern or several: a plain string is one pattern, never a list of characters; "" matches all names.
     """
+    wanted = [pattern or "*"] if isinstance(pattern, str) else list(pattern)
     refused = [exclude] if isinstance(exclude, str) else list(exclude)
-    return sorted(
-        n for n in names if fnmatch.fnmatchcase(n, pattern) and not any(fnmatch.fnmatchcase(n, e) for e in refused)
-    )
+
+    def fits(name: str, patterns: list[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+    return sorted(n for n in names if fits(n, wanted) and not fits(n, refused))
 
 
 class Registry(Generic[T]):
@@ -102,7 +105,7 @@ class Registry(Generic[T]):
         self._populate()
         return len(self._entries)
 
-    def names(self, pattern: str = "*", exclude: str | Iterable[str] = ()) -> list[str]:
+    def names(self, pattern: str | Iterable[str] = "*", exclude: str | Iterable[str] = ()) -> list[str]:
         """Registered names that match ``pattern`` and no ``exclude`` pattern, sorted."""
         self._populate()
         return match(self._entries, pattern, exclude)

@@ -82,8 +82,8 @@ class _Introspective(torch.autograd.Function):
 
 
 def check_tau(tau: float) -> None:
-    """ValueError where a temperature is not above 0."""
-    if tau <= 0:
+    """ValueError where a temperature is not above 0, or not finite."""
+    if not 0 < tau < float("inf"):
         raise ValueError(f"tau must be positive, got {tau}")
 
 

@@ -118,40 +118,21 @@ _RECIPES = {b: f"recipes/{b}_resnet50.yaml" for b in ("cub", "cars196", "sop")} 
     "cub2010": "recipes/cub2010_lite0.yaml",
     "cars196_half": "recipes/cars196_half_lite0.yaml",
 }
+_PLACES = [(b, s) for b in BACKBONES for s in ("cub", "cars196", "sop", "glyphs")]
 for _head in ("idml", "semantic"):
-    for _backbone in BACKBONES:
-        for _benchmark in ("cub", "cars196", "sop", "glyphs"):
-            _name, _small = f"{_head}_{_backbone}_{_benchmark}", (_backbone, _benchmark) == ("test_resnet", "glyphs")
-            models.add(
-                _name,
-                Record(
-                    _head,
-                    _backbone,
-                    _benchmark,
-                    recipe="recipes/glyphs_test_resnet.yaml" if _small else _RECIPES[_benchmark],
-                    embedding_dim=128 if _small else 512,
-                    weights=PUBLISHED.get(_name),
-                ),
-            )
-    for _benchmark in ("cub2010", "cars196_half"):
-        _name = f"{_head}_tf_efficientnet_lite0_{_benchmark}"
-        models.add(
-            _name,
-            Record(
-                _head,
-                "tf_efficientnet_lite0",
-                _benchmark,
-                recipe=_RECIPES[_benchmark],
-                weights=PUBLISHED.get(_name),
-            ),
-        )
+    for _backbone, _benchmark in [*_PLACES, *(("tf_efficientnet_lite0", s) for s in ("cub2010", "cars196_half"))]:
+        _name, _small = f"{_head}_{_backbone}_{_benchmark}", (_backbone, _benchmark) == ("test_resnet", "glyphs")
+        _recipe, _dim = ("recipes/glyphs_test_resnet.yaml", 128) if _small else (_RECIPES[_benchmark], 512)
+        models.add(_name, Record(_head, _backbone, _benchmark, _recipe, _dim, PUBLISHED.get(_name)))
 
 
-def list_models(filter: str = "*", exclude: str | Iterable[str] = (), pretrained: bool = False) -> list[str]:
+def list_models(
+    filter: str | Iterable[str] = "*", exclude: str | Iterable[str] = (), pretrained: bool = False
+) -> list[str]:
     """Names of the zoo's models, sorted.
 
     Args:
-        filter: shell pattern, "idml_*_cub".
+        filter: shell pattern, "idml_*_cub", or several; "" for all.
         exclude: a pattern or several; a plain string is one pattern.
         pretrained: only those with published weights.
     """
@@ -173,7 +154,7 @@ def create_model(
     verify: bool = True,
     **backbone_options: Any,
 ) -> IDMLModel:
-    """Builds a model, in eval mode.
+    """Builds a model, in eval mode, unlike timm: ``.train()`` before training.
 
     Args:
         name: a name of :func:`list_models` ("idml_resnet50_cub"); a head ("idml", "semantic", "features") together
@@ -322,6 +303,8 @@ def _build(
         weights = load_package_weights(model.backbone, backbone)
         transform = {**transform, "mean": weights.mean, "std": weights.std}
     model.transform = model.transform.replace(**transform)
+    kinds: dict[bool | str, str] = {True: "timm", False: "none"}
+    model.backbone_source = weights_source(kinds.get(backbone_pretrained, str(backbone_pretrained)), backbone)
     return model.eval()
 
 

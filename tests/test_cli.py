@@ -151,9 +151,18 @@ def test_eval_replaces_no_result_of_other_weights(tmp_path, capsys):
     assert "is of other weights" in capsys.readouterr().err
     (kept,) = read_results(tmp_path / "board" / "results")
     assert kept.provenance.weights_sha256 == known.provenance.weights_sha256
+    assert main(["eval", f"local-dir:{first}", *where, "--image-size", "40"]) == 1
+    assert "other image size (32, not 40)" in capsys.readouterr().err
+    assert main(["eval", f"local-dir:{first}", *where, "--corruptions", "blur"]) == 0
+    assert main(["eval", f"local-dir:{first}", *where]) == 1
+    assert "has corrupted queries too; add --corruptions blur" in capsys.readouterr().err
+    plain = ["eval", "features", *where, "--backbone", "test_resnet", "--image-size", "32"]
+    assert main(plain) == 0
+    assert main([*plain, "--pooling", "avg"]) == 1
+    assert "other pooling (avg+max, not avg)" in capsys.readouterr().err
     assert main(["eval", f"local-dir:{second}", *where, "--seed", "8"]) == 0
     assert main(["eval", f"local-dir:{second}", *where, "--force"]) == 0
-    assert {r.seed for r in read_results(tmp_path / "board" / "results")} == {7, 8}
+    assert {r.seed for r in read_results(tmp_path / "board" / "results") if r.row.startswith("idml")} == {7, 8}
 
 
 def test_the_introspective_search_has_the_temperature_of_the_training(tmp_path):

@@ -315,6 +315,14 @@ def test_a_split_column_is_followed_where_it_shares_no_class(tmp_path):
     roles = ["query", "gallery", "gallery", "query"] + ["train"] * 4
     splits = table_benchmark("mine", make_parquet(tmp_path / "b.parquet", labels, split=roles)).splits()
     assert splits.test.queries.tolist() == [True, False, False, True] and splits.test.class_names == ("0", "1")
+    six = [*labels, 4, 4, 5, 5]
+    more = make_parquet(tmp_path / "d.parquet", six, split=["test"] * 4 + ["train"] * 4 + ["validation"] * 4)
+    splits = table_benchmark("mine", more).splits()
+    assert splits.train.class_names == ("2", "3") and splits.test.class_names == ("0", "1")
+    part = make_parquet(tmp_path / "e.parquet", labels, split=["test"] * 4 + ["train"] * 3 + ["validation"])
+    with pytest.raises(DataError, match="says validation are of classes that train or test"):
+        table_benchmark("mine", part).splits()
+    assert len(table_benchmark("mine", part, "2-3").splits().train) == 4
     for other in (["train", "test"] * 4, ["train"] * 8, ["valid"] * 4 + ["train"] * 4):  # as for classification
         splits = table_benchmark("mine", make_parquet(tmp_path / "c.parquet", labels, split=other)).splits()
         assert splits.train.class_names == ("0", "1")

@@ -250,6 +250,12 @@ def test_a_folder_of_weights_comes_first(hub, model, tmp_path, monkeypatch):
         idml_zoo.create_model("idml_test_resnet_cub", pretrained=True)(IMAGES).semantic, model(IMAGES).semantic
     )
     assert pull("user/mirrored").origin.revision is None
+    from argparse import Namespace
+
+    from idml_zoo.cli_model import open_model
+
+    said = {"pretrained": None, "backbone_weights": "none", "backbone": None, "pooling": None, "revision": None}
+    assert open_model(Namespace(model="idml_test_resnet_cub", **said)).origin, "the command line too"
     assert hub.requests == []
     (tmp_path / "weights" / "idml_test_resnet_glyphs").mkdir()
     folder = tmp_path / "weights" / "idml_test_resnet_glyphs"

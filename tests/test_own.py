@@ -107,6 +107,12 @@ def test_an_encoder_gets_the_images_themselves(benchmark):
     assert set(worse.corruptions["noise"]) == {"1"}
 
 
+def test_a_list_holds_one_vector_for_each_image():
+    for vectors in ([torch.ones(4)] * 2, [np.ones(4, np.float32)] * 2):
+        e = as_embedding(vectors, 2)
+        assert e.semantic.shape == (2, 4) and not e.level.any(), "never a pair, also of a batch of two"
+
+
 def test_corruption_curves_equal_a_slow_measurement(benchmark):
     from idml_zoo.data.corruptions import corrupt
 

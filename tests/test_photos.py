@@ -48,6 +48,8 @@ def test_the_answers_are_those_of_the_search(model, album, tmp_path):
     declined = photos.ask(index, ["mine"], one, max_uncertainty=answer.level / 2)[0].declined
     assert declined and not photos.ask(index, ["mine"], one, max_uncertainty=answer.level * 2)[0].declined
     assert len(photos.ask(index, ["mine"], one, k=99)[0].found) == 13
+    near = [photos.Answer(n, v, n == "a", ((o, 0.9, 1.0),)) for n, v, o in (("a", 5.0, "b"), ("b", 0.1, "a"))]
+    assert [a.name for a in photos.sections(near, 9)["Most alike"]] == ["b"], "a declined one hides no pair"
     with pytest.raises(ValueError, match="k = 0"):
         photos.ask(index, ["mine"], one, k=0)
 

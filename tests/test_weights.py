@@ -84,6 +84,42 @@ def test_save_and_load_give_the_same_embedding(original):
         idml_zoo.create_model(f"local-dir:{folder}", embedding_dim=8)
 
 
+def test_what_was_said_of_weights_goes_with_them_until_they_are_trained(original, tmp_path):
+    loaded = load(original[1])
+    again = load(loaded.save_pretrained(tmp_path / "again", tau=1.0))
+    assert again.origin.spec.meta == {"benchmark": "glyphs", "seed": 3, "tau": 1.0} and again.tau == 1.0
+    with torch.no_grad():
+        again.head.semantic.weight.mul_(1.01)
+    other = load(again.save_pretrained(tmp_path / "other", variant="mine"))
+    assert other.origin.spec.meta == {"tau": 1.0, "variant": "mine"}, "of other weights nothing was said"
+    assert loaded.origin.still(loaded) and not again.origin.still(again)
+
+
+def test_a_result_says_which_weights_were_measured(original, tmp_path):
+    from conftest import make_folder
+
+    mine = idml_zoo.table_benchmark("mine", make_folder(tmp_path / "photos"))
+    how = {"progress": False, "cluster_seeds": (0,), "device": "cpu"}
+    model = load(original[1])
+    result = idml_zoo.evaluate(model, mine, **how)
+    assert result.provenance.weights_sha256 == model.origin.sha256 and result.protocol.checkpoint == "last"
+    assert idml_zoo.evaluate(model, mine, variant="pa", **how).model.variant == "pa", "what one says goes first"
+    with torch.no_grad():
+        model.head.semantic.weight.mul_(1.01)
+    trained = idml_zoo.evaluate(model, mine, **how)
+    assert trained.provenance.weights_sha256 is None and trained.model.pretrained.startswith("begun from weights")
+    plain = idml_zoo.evaluate(small(), mine, **how)
+    assert (plain.model.pretrained, plain.model.variant, plain.protocol.checkpoint) == ("none", "none", "none")
+
+
+def test_keywords_of_other_libraries_are_no_metadata(original, tmp_path):
+    with pytest.raises(TypeError, match="commit_message is no argument here: .* message="):
+        original[0].push_to_hub("user/name", commit_message="first")
+    with pytest.raises(TypeError, match="push_to_hub is no argument"):
+        original[0].save_pretrained(tmp_path / "m", push_to_hub=True)
+    assert not (tmp_path / "m").exists()
+
+
 def test_the_configuration_says_everything(original):
     content = json.loads((original[1] / "config.json").read_text())
     assert set(content) == {"format", "idml_zoo", "versions", "model", "transform", "probe", "meta"}

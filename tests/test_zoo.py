@@ -43,6 +43,9 @@ def test_list_models():
     assert idml_zoo.list_models("idml_resnet*_cub") == ["idml_resnet101_cub", "idml_resnet18_cub", "idml_resnet50_cub"]
     assert idml_zoo.list_models("*_cub", exclude="*vit*") == idml_zoo.list_models("*_cub", exclude=["*vit*"])
     assert not [n for n in idml_zoo.list_models("*_cub", exclude="*vit*") if "vit" in n]
+    assert idml_zoo.list_models("") == idml_zoo.list_models() == sorted(models)
+    both = idml_zoo.list_models(["*_cub", "*_sop"])
+    assert both == sorted(idml_zoo.list_models("*_cub") + idml_zoo.list_models("*_sop"))
     assert idml_zoo.list_models(pretrained=True) == [n for n in models if models[n].weights]
 
 

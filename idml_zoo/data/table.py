@@ -207,10 +207,12 @@ def disjoint_splits(
     """Two splits that share no class.
 
     Default: what the table's column ``split`` says, if it makes class-disjoint splits of "train" and "test" (or "query"
-    and "gallery"); else the first half of the classes trains, and the rest tests (as for CUB).
+    and "gallery"); classes of other values, such as "validation", are left out. Else the first half of the classes
+    trains, and the rest tests (as for CUB).
 
     Raises:
-        DataError: if the choices overlap or leave a split with fewer than two classes.
+        DataError: if the choices overlap or leave a split with fewer than two classes, or the column has other values
+            for images of the classes that train or test.
     """
     count = len(table.class_names)
     if count < 4:
@@ -242,11 +244,21 @@ def disjoint_splits(
 def _own_classes(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
     """(train, test) classes and who is a query, by the table's own column; None where that shares classes."""
     found = set() if table.roles is None else set(table.roles)
-    if table.roles is None or found not in ({"train", "test"}, {"train", "query", "gallery"}):
+    tested = {"query", "gallery"} if found >= {"query", "gallery"} else {"test"}
+    if table.roles is None or not found >= {"train"} | tested:
         return None
-    train, test = (np.unique(table.labels[rows]) for rows in (table.roles == "train", table.roles != "train"))
+    train, test, others = (
+        np.unique(table.labels[np.isin(table.roles, list(names))])
+        for names in ({"train"}, tested, found - {"train"} - tested)
+    )
     if len(np.intersect1d(train, test)):
         return None  # a table for classification
+    if len(np.intersect1d(others, np.union1d(train, test))):
+        names = " or ".join(sorted(map(str, found - {"train"} - tested)))
+        raise DataError(
+            f"{table.origin}: rows whose column {_ROLE!r} says {names} are of classes that train or test; leave these "
+            "rows out, or choose the classes yourself (train_classes, test_classes)"
+        )
     return train, test, table.roles == "query" if "query" in found else None
 
 

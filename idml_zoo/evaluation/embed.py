@@ -71,7 +71,8 @@ def embed(
     """The float32 embedding of every image of a split, in the split's order, on the CPU.
 
     Args:
-        model: returns an Embedding for ``(B, 3, S, S)``; the modes of its modules are put back afterwards.
+        model: returns an Embedding for ``(B, 3, S, S)``; the modes of its modules are put back afterwards; it stays
+            on ``device``, in ``channels_last``.
         split: the images.
         transform: preprocessing; the evaluation side of it. None: the model gets lists of PIL images.
         batch_size, workers: of the loader.

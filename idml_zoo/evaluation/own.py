@@ -19,8 +19,8 @@ def as_embedding(output: Any, count: int) -> Embedding:
     """What a model returned for ``count`` images, as an Embedding.
 
     Args:
-        output: an Embedding, or vectors ``(B, D)`` of any norm (tensor or array), or a pair of vectors and uncertainty:
-            ``(B, D)`` uncertainty embeddings, or ``(B,)`` levels ≥ 0.
+        output: an Embedding, or vectors ``(B, D)`` of any norm (tensor, array or list of B), or a tuple of vectors and
+            uncertainty: ``(B, D)`` uncertainty embeddings, or ``(B,)`` levels ≥ 0.
         count: B.
 
     Raises:
@@ -28,10 +28,10 @@ def as_embedding(output: Any, count: int) -> Embedding:
     """
     if isinstance(output, Embedding):
         return output
-    vector, doubt = output if isinstance(output, (tuple, list)) and len(output) == 2 else (output, None)
+    vector, doubt = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
     try:
-        vector = torch.as_tensor(vector)
-        doubt = None if doubt is None else torch.as_tensor(doubt)
+        vector = _as_tensor(vector)
+        doubt = None if doubt is None else _as_tensor(doubt)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{_WANTED}, got {type(output).__name__}") from error
     if vector.ndim != 2 or len(vector) != count or not vector.is_floating_point():
@@ -48,7 +48,12 @@ def as_embedding(output: Any, count: int) -> Embedding:
     return Embedding(F.normalize(wide), doubt.to(wide), torch.linalg.vector_norm(wide, dim=1))
 
 
-_WANTED = "a model must return (B, D) vectors, or a pair of vectors and (B, D) or (B,) uncertainties, or an Embedding"
+def _as_tensor(values: Any) -> torch.Tensor:
+    """A tensor, an array, or a list of them, one for each image."""
+    return torch.stack([torch.as_tensor(v) for v in values]) if isinstance(values, list) else torch.as_tensor(values)
+
+
+_WANTED = "a model must return (B, D) vectors, or a tuple of vectors and (B, D) or (B,) uncertainties, or an Embedding"
 
 
 class OwnModel(nn.Module):
@@ -81,8 +86,8 @@ def as_embedder(model: Any, transform: TransformConfig | None = None, name: str 
         model: a model of the zoo; a timm network (its pooled features are taken, without the classifier); an object
             with ``encode(list of PIL images)``, such as those of sentence-transformers; or a callable of
             ``(B, 3, S, S)`` normalised images. What it may return: see :func:`as_embedding`.
-        transform: preprocessing; None: the model's own, a timm network's by its ``pretrained_cfg``, or the default (224
-            px, ImageNet's mean and std).
+        transform: preprocessing; None: the model's own, a timm network's by its ``pretrained_cfg`` (but for the crop,
+            which is the protocol's 0.875), or the default (224 px, ImageNet's mean and std).
         name: what a result file calls it; default: its class.
 
     Raises:

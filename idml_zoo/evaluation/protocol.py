@@ -52,10 +52,10 @@ def evaluate(
     split_name: str = "test",
     embedding: Embedding | None = None,
     embed_seconds: float = 0.0,
-    variant: str = "none",
-    pretrained: str = "none",
-    checkpoint: str = "none",
-    training: str = "",
+    variant: str | None = None,
+    pretrained: str | None = None,
+    checkpoint: str | None = None,
+    training: str | None = None,
     train_seconds: float | None = None,
     recipe: str | None = None,
     weights_sha256: str | None = None,
@@ -85,7 +85,8 @@ def evaluate(
         embedding: of that split, by this model, where it is there already (for a second similarity); it took
             ``embed_seconds``, which count as evaluation.
         variant, pretrained, checkpoint, training, train_seconds, recipe, weights_sha256, statistics, trained: where
-            the model comes from; recorded in the result, not checked.
+            the model comes from; recorded in the result, not checked. Where they are not given, loaded weights say it
+            themselves, and of a model of one's own ``variant`` and ``pretrained`` are "unknown".
 
     Returns:
         A Result; :func:`save_result` writes it.
@@ -102,6 +103,8 @@ def evaluate(
     started = time.perf_counter()
     model = as_embedder(model, transform)
     tau = getattr(model, "tau", TAU) if tau is None else tau
+    known = _history(model)
+    weights_sha256 = known["weights_sha256"] if weights_sha256 is None else weights_sha256
     transform = transform or model.transform
     how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device, "progress": progress}
     if embedding is None:
@@ -125,14 +128,14 @@ def evaluate(
             embedding_dim=embedding.dim,
             pooling=model.pooling,
             parameters=sum(p.numel() for p in model.parameters()),
-            pretrained=pretrained,
-            variant=variant,
+            pretrained=known["pretrained"] if pretrained is None else pretrained,
+            variant=known["variant"] if variant is None else variant,
         ),
         protocol=Protocol(
             **_preprocessing(transform),
             similarity=similarity,
             kmeans=kmeans_settings(cluster_seeds),
-            checkpoint=checkpoint,
+            checkpoint=known["checkpoint"] if checkpoint is None else checkpoint,
             split=split_name,
             tau=tau if similarity == "introspective" and tau != TAU else None,
             self_removal="by index" if split.queries is None else "queries are not in the gallery",
@@ -156,12 +159,21 @@ def evaluate(
             recipe_sha256=None if recipe is None else hashlib.sha256(recipe.encode()).hexdigest(),
             trained=trained or {},
         ),
-        training=training,
+        training=known["training"] if training is None else training,
         statistics=statistics or {},
         cost=embedding_cost(model, transform, embedding.dim, similarity, device, batch_size),
         corruptions=curves,
         per_query=measured.per_query,
     )
+
+
+def _history(model: Any) -> dict[str, Any]:
+    """What a model says itself of where it comes from."""
+    if origin := getattr(model, "origin", None):
+        return dict(origin.about(model))
+    source = getattr(model, "backbone_source", "unknown")
+    variant = "unknown" if source == "unknown" else "none"
+    return {"pretrained": source, "variant": variant, "checkpoint": "none", "training": "", "weights_sha256": None}
 
 
 def _check_arguments(

@@ -35,8 +35,10 @@ def per_query_metrics(
     precision among the first i (Musgrave et al., "A Metric Learning Reality Check", ECCV 2020).
 
     Raises:
-        ValueError: labels of the wrong length, or fewer neighbours than K or R ask for.
+        ValueError: labels of the wrong length, fewer neighbours than K or R ask for, or a K below 1.
     """
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be one or more numbers ≥ 1, got {tuple(ks)}")
     query_labels, gallery_labels = as_labels(query_labels, "query_labels"), as_labels(gallery_labels, "gallery_labels")
     if len(query_labels) != len(neighbours):
         raise ValueError(f"{len(neighbours)} queries but {len(query_labels)} query labels")
