@@ -63,6 +63,8 @@ def test_to_pml_one_is_a_distance_and_the_other_a_similarity(pml):
     assert pickle.loads(pickle.dumps(d)).tau == 5.0
     with pytest.raises(ValueError, match="tau must be positive, got 0"):
         bridge.IntrospectiveDistance(tau=0)
+    with pytest.raises(TypeError, match="power cannot be chosen"):
+        bridge.IntrospectiveDistance(power=2)
 
 
 def test_rows_need_no_matrix(pml):

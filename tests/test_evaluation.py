@@ -101,6 +101,9 @@ def test_too_few_neighbours_are_refused_not_padded():
         retrieval_metrics(near, labels.float(), labels)
     with pytest.raises(ValueError, match="nothing can be retrieved"):
         retrieval_metrics(near, torch.arange(30), torch.arange(30), (1,))
+    for none in ((0,), (-1, 1), ()):
+        with pytest.raises(ValueError, match="ks must be one or more numbers ≥ 1"):
+            retrieval_metrics(near, labels, labels, none)
 
 
 def test_clustering_metrics_equal_scikit_learn():

@@ -122,8 +122,9 @@ def test_factor_lies_between_0_and_1_and_bad_tau_is_refused():
     a = make_embedding(4)
     factor = introspective_factor(a, a)
     assert bool((factor >= 0).all()) and bool((factor <= 1).all())
-    with pytest.raises(ValueError, match="tau must be positive, got 0"):
-        introspective_distance(a, a, tau=0)
+    for bad in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"tau must be positive, got {bad}"):
+            introspective_distance(a, a, tau=bad)
 
 
 @pytest.mark.parametrize("function", [introspective_distance, introspective_similarity])
