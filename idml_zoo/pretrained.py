@@ -51,7 +51,7 @@ class Origin:
     def tau(self) -> float:
         """The temperature of the introspective metric that they were trained with; 5 where the file names none."""
         tau = self.spec.meta.get("tau")
-        return float(tau) if isinstance(tau, (int, float)) and 0 < tau < float("inf") else TAU
+        return float(tau) if isinstance(tau, (int, float)) and 0 < tau < 1e30 else TAU
 
     def still(self, model: IDMLModel) -> bool:
         """Whether the model has these weights still, or was trained since."""
@@ -107,7 +107,7 @@ def check_can_be_loaded(model: IDMLModel) -> None:
 
 def _sums(model: IDMLModel) -> tuple[float, ...]:
     """Of each floating tensor: what tells trained weights from those that were loaded."""
-    return tuple(float(v.double().sum()) for v in model.state_dict().values() if v.is_floating_point())
+    return tuple(float(v.cpu().double().sum()) for v in model.state_dict().values() if v.is_floating_point())
 
 
 def _not_finite(model: IDMLModel) -> str | None:

@@ -55,7 +55,7 @@ def difference(stored: Mapping[str, Any], found: Mapping[str, Any]) -> float:
         parts = [
             [torch.tensor(p[k], dtype=torch.float64) for k in ("semantic", "uncertainty")] for p in (stored, found)
         ]
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"a probe holds two lists of numbers ({error})") from error
     (s, u), (s2, u2) = parts
     if s.shape != s2.shape or u.shape != u2.shape or s.ndim != 1:

@@ -256,6 +256,8 @@ def _transform(values: Any) -> TransformConfig:
         raise ValueError(f"bad 'transform' ({error})") from error
     if not isinstance(transform.image_size, int) or transform.image_size > 4096:
         raise ValueError(f"image_size must be a whole number up to 4096, got {transform.image_size!r:.40}")
+    if transform.crop_fraction < 0.1:  # the image is resized to image_size / crop_fraction
+        raise ValueError(f"crop_fraction must be 0.1 to 1, got {transform.crop_fraction!r:.40}")
     return transform
 
 

@@ -196,7 +196,7 @@ def create_model(
         repo, named = split_name(name[len(HUB) :])
         if named and revision and named != revision:
             raise ValueError(f"{name!r} names a revision already, not {revision!r}")
-        if folder := local_folder(repo):
+        if not (named or revision) and (folder := local_folder(repo)):  # a folder has no revisions
             return _load_folder(folder, pretrained, verify)
         return _load_hub(repo, named or revision, pretrained, token, cache_dir, verify)
     transform: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import BrokenImageError, DataError
-from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset
+from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset, decode
 from idml_zoo.data.split import Split, class_folds, hold_out_classes
 from idml_zoo.data.table import Table, class_range, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms
@@ -59,6 +59,39 @@ def test_an_image_that_is_a_line_is_refused_before_it_is_resized(tmp_path):
         _ = table_benchmark("mine", photos).splits().train.images[0]
 
 
+def test_no_other_program_and_no_rare_parser_sees_an_image(tmp_path, monkeypatch):
+    """PIL hands an EPS to Ghostscript, whatever its name; some of its parsers fail in ways of their own."""
+    ran = tmp_path / "ran"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n%%EOF\n"
+    dds = b"DDS " + (124).to_bytes(4, "little") + bytes(120)
+    for content in (eps, dds, b"BLP2" + bytes(200)):
+        with pytest.raises(BrokenImageError, match="not an image"):
+            decode(io.BytesIO(content), "a.jpg")
+    assert not ran.exists()
+    assert decode(Image.new("L", (8, 8), 7), "of a stream").getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_a_table_names_no_file_of_this_machine(tmp_path):
+    from idml_zoo.data.images import EncodedImages
+
+    for folder in ("cache", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(encoded(7))
+    (tmp_path / "cache" / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    files = [
+        str(tmp_path / f) for f in ("cache/a.png", "elsewhere/a.png", "cache/link.png", "cache/../elsewhere/a.png")
+    ]
+    images = EncodedImages([None] * 4, files, files, (str(tmp_path / "cache"),))
+    assert images.encoded(0) == encoded(7)
+    for i in (1, 2, 3):
+        with pytest.raises(BrokenImageError, match="no file in the cache of the Hub"):
+            images.encoded(i)
+
+
 def test_parquet_files_keep_their_order_and_labels(tmp_path):
     first, second = make_parquet(tmp_path / "a.parquet"), make_parquet(tmp_path / "b.parquet", (4, 5, 5, 9))
     splits = table_benchmark("mine", [first, second], "0-3", [4, 5, 6]).splits("/")
@@ -79,6 +112,7 @@ def test_a_datasets_data_set_with_class_names(tmp_path, monkeypatch):
     assert table_benchmark("mine", "hub.parquet").splits("data").train.class_names == ("a", "b"), (
         "from here, with names"
     )
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path)  # where the images would lie
     real = datasets.load_dataset
     monkeypatch.setattr(
         datasets,

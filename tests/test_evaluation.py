@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_embedding, make_folder
 
 import idml_zoo
@@ -186,6 +187,17 @@ def test_the_margin_is_between_the_two_nearest_classes():
     for i in range(60):
         first = labels[scores[i].argmax()]
         assert found[i] == pytest.approx(max(scores[i][labels != first]) - scores[i].max(), abs=1e-6)
+
+
+def test_no_image_is_its_own_nearest_of_another_class():
+    """The list of the first image holds the other class alone; the rest is itself, or itself and one far away."""
+    for labels in ([0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0]):
+        semantic = F.normalize(torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4], [-1, 0.1]]), dim=1)
+        e = Embedding(semantic, torch.zeros(6, 2))[torch.arange(len(labels))]
+        found = measure(e, torch.tensor(labels), (1,), ()).per_query["margin"]
+        cosines = semantic[0] @ semantic.T
+        far = float(cosines[5]) if len(labels) == 6 else float(cosines[1])
+        assert -found[0] == pytest.approx(float(cosines[1]) - far, abs=1e-6)
 
 
 def test_the_margin_is_known_where_a_class_of_the_gallery_fills_the_list():

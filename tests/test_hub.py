@@ -250,6 +250,9 @@ def test_a_folder_of_weights_comes_first(hub, model, tmp_path, monkeypatch):
         idml_zoo.create_model("idml_test_resnet_cub", pretrained=True)(IMAGES).semantic, model(IMAGES).semantic
     )
     assert pull("user/mirrored").origin.revision is None
+    with pytest.raises(HubError, match="user/mirrored"):
+        idml_zoo.create_model(f"hf-hub:user/mirrored@{'b' * 40}", pretrained=True)  # a folder has no revisions
+    hub.requests.clear()
     from argparse import Namespace
 
     from idml_zoo.cli_model import open_model

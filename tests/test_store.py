@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,37 @@ def test_a_prepared_copy_of_other_images_is_not_taken_for_them(tmp_path, mine):
     with pytest.raises(DataError, match=r"was prepared from .*photos, not from .*others; choose another name"):
         other.splits(tmp_path / "data")
     assert mine.splits(tmp_path / "data").test.num_classes == 3
+
+
+def test_a_prepared_copy_with_other_splits_is_not_taken_for_those_asked_for(tmp_path):
+    photos, data = make_folder(tmp_path / "photos", classes=8, images=2), tmp_path / "data"
+    plain = table_benchmark("mine", photos)
+    folder, _ = prepare(plain, plain.splits(), data, progress=False)
+    assert plain.splits(data).origin == str(photos)
+    swapped = table_benchmark("mine", photos, "4-7", "0-3")
+    with pytest.raises(DataError, match=r"prepared with train_classes = the default, but \[4, 5, 6, 7\] is asked for"):
+        swapped.splits(data)
+    prepare(swapped, swapped.originals(data), data, progress=False)
+    assert table_benchmark("mine", photos, [4, 5, 6, 7], "0-2,3").splits(data).train.class_names[0] == "class_4"
+    with pytest.raises(DataError, match=r"= \[4, 5, 6, 7\], but the default is asked for; give it as the source"):
+        plain.splits(data)
+    assert table_benchmark("mine", folder).splits(data).train.class_names[0] == "class_4", "its own splits"
+
+
+def test_a_prepared_copy_is_known_by_any_way_to_its_source(tmp_path, monkeypatch):
+    from test_data import make_parquet
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(make_folder(tmp_path / "photos", classes=4), tmp_path / "data" / "within")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    make_parquet(tmp_path / "one" / "x.parquet")
+    make_parquet(tmp_path / "two" / "a.parquet", (0, 0, 1, 1))
+    make_parquet(tmp_path / "two" / "b.parquet", (2, 2, 3, 3))
+    for i, source in enumerate(("one", "two", tmp_path / "two", "one/x.parquet", "photos", "within")):
+        record = table_benchmark(f"mine{i}", source)
+        prepare(record, record.originals("data"), "data", progress=False, allow_leaks=True)  # the rows are alike
+        assert len(record.splits("data").train) in (4, 8), source
 
 
 @needs_shared

@@ -13,7 +13,7 @@ from conftest import make_folder
 from PIL import Image
 
 from idml_zoo.data.benchmark import table_benchmark
-from idml_zoo.data.errors import DataError
+from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.prepare import prepare
 from idml_zoo.data.streaming import StreamDataset
 
@@ -119,6 +119,15 @@ def test_broken_images_are_passed_over_and_named(tmp_path, caplog):
     stream = StreamDataset(write_parquet(tmp_path, broken=range(20)), value, "0-2")
     with pytest.raises(DataError, match=r"11 of \d+ images are broken"):
         take(stream, 20)
+
+
+def test_a_row_may_hold_an_image_but_no_path(tmp_path):
+    """Rows of a folder of images on the Hub hold PIL's images; a path would be a stranger's word for a file of ours."""
+    stream = StreamDataset(write_parquet(tmp_path), value, "0-2")
+    assert stream._image({"image": Image.new("L", (9, 8), 7)}).size == (9, 8)
+    (tmp_path / "mine.png").write_bytes(picture(1))
+    with pytest.raises(BrokenImageError, match="no bytes"):
+        stream._image({"image": {"bytes": None, "path": str(tmp_path / "mine.png")}})
 
 
 def test_what_cannot_be_streamed(tmp_path):

@@ -371,6 +371,7 @@ HOSTILE_CONFIGS = {
     "another network": ({"model__backbone": "vit_giant_patch14_dinov2", "model__pooling": "native"}, "does not fit"),
     "pooling": ({"model__pooling": "sum"}, "unknown pooling 'sum'"),
     "huge image": ({"transform__image_size": 10**6}, "up to 4096"),
+    "crop that makes it huge": ({"transform__crop_fraction": 1e-9}, "crop_fraction must be 0.1 to 1"),
     "image of another kind": ({"transform__image_size": 64.5}, "up to 4096"),
     "transform key": ({"transform__loader": "x"}, "bad 'transform'"),
     "transform list": ({"transform": []}, "'transform' must be an object"),
@@ -378,6 +379,7 @@ HOSTILE_CONFIGS = {
     "no std": ({"transform__std": [0.0, 0.5, 0.5]}, "std must be"),
     "probe of another image": ({"probe__image": "cat"}, "this version knows"),
     "probe of words": ({"probe__semantic": ["x"] * 16}, "two lists of numbers"),
+    "probe of huge numbers": ({"probe__semantic": [10**400] * 16}, "two lists of numbers"),
     "probe of another network": ({"probe__semantic": [0.25] * 16}, "embedding of the probe image"),
     "meta list": ({"meta": []}, "'meta' must be an object"),
 }

@@ -37,6 +37,7 @@ class Benchmark:
         lookalikes: {number of images in a split: what that copy really is}, for the error message.
         embedded: needs no files.
         source: of one's own images: what a prepared copy of this name must have been made from; "" where any will do.
+        choices: with ``source``: how it must have been made (classes, columns, part and revision of a Hub data set).
         licence: of the data, in words, for the cards of models that were trained on it.
         weights_licence: what such models' weights are given under: an identifier of the Hub, "other" for those words.
     """
@@ -55,6 +56,7 @@ class Benchmark:
     lookalikes: Mapping[int, str] = field(default_factory=dict)
     embedded: bool = False
     source: str = ""
+    choices: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "unknown to idml_zoo; ask whoever gave you the images"
     weights_licence: str = "other"
 
@@ -72,15 +74,28 @@ class Benchmark:
         folder = self.prepared_folder(root)
         if not (folder / MANIFEST).is_file():
             return self.check(self.originals(root))
-        from idml_zoo.data.store import load_prepared
+        from idml_zoo.data.store import load_prepared, read_manifest
 
         loaded = load_prepared(folder)
-        if self.source and _is_other(loaded.origin, self.source):
-            raise DataError(
-                f"{folder} was prepared from {loaded.origin}, not from {self.source}; choose another name, or make it "
-                "anew: idml-zoo data prepare --force"
-            )
+        if self.source:
+            remedy = "choose another name, or make it anew: idml-zoo data prepare --force"
+            if _is_other(loaded.origin, str(_place(Path(root), self.source))):
+                raise DataError(f"{folder} was prepared from {loaded.origin}, not from {self.source}; {remedy}")
+            self._check_choices(folder, loaded.origin, read_manifest(folder).get("choices") or {}, remedy)
         return self.check(loaded)
+
+    def _check_choices(self, folder: Path, origin: str, made: Mapping[str, Any], remedy: str) -> None:
+        """DataError where a prepared copy was made with other choices: its splits are others under the same name."""
+        for key, mine in self.choices.items():
+            theirs = made.get(key, mine)
+            same = mine == theirs
+            if key == "revision":  # without one any will do: the origin has the commit
+                same = same or mine is None or origin.endswith(f"@{mine}")
+            if not same:
+                raise DataError(
+                    f"{folder} was prepared with {key} = {_short(theirs)}, but {_short(mine)} is asked for; give it as "
+                    f"the source for its own splits ({folder}), {remedy}"
+                )
 
     def originals(self, root: str | Path = "data") -> Splits:
         """Loads the benchmark from its official layout, counts not checked; DataError where that cannot be."""
@@ -103,6 +118,31 @@ class Benchmark:
                 f"{hint}{self.remedy}".rstrip()
             )
         return loaded
+
+
+def _place(root: Path, source: str | Path) -> Path | str:
+    """Where a source lies: under the data root, where it is there, else as it is said."""
+    if (root / source).exists() or (Path(source).suffix == ".parquet" and not Path(source).exists()):
+        return root / source
+    return source
+
+
+def _numbers(classes: str | Sequence[int] | None) -> list[int] | str | None:
+    """ "0-3" and [0, 1, 2, 3] alike."""
+    if not isinstance(classes, str):
+        return None if classes is None else [int(c) for c in classes]
+    try:
+        ends = [part.strip().partition("-") for part in classes.split(",")]
+        return [c for first, _, last in ends for c in range(int(first), int(last or first) + 1)]
+    except ValueError:
+        return classes  # refused where it is used
+
+
+def _short(choice: Any) -> str:
+    """A choice for an error message."""
+    if isinstance(choice, list) and len(choice) > 4:
+        return f"{choice[0]}, {choice[1]}, …, {choice[-1]}"
+    return "the default" if choice is None else str(choice)
 
 
 def _is_other(origin: str, source: str) -> bool:
@@ -149,11 +189,8 @@ def table_benchmark(
         from idml_zoo.data.store import load_prepared
         from idml_zoo.data.table import disjoint_splits, read_table
 
-        place: Any = source
-        if not isinstance(source, (str, Path)):
-            place = [root / s for s in source]
-        elif (root / source).exists() or (Path(source).suffix == ".parquet" and not Path(source).exists()):
-            place = root / source
+        place: Any
+        place = _place(root, source) if isinstance(source, (str, Path)) else [root / s for s in source]
         if isinstance(place, (str, Path)) and (Path(place) / MANIFEST).is_file():
             if train_classes is not None or test_classes is not None:
                 raise DataError(f"{place} is prepared, its splits are fixed; leave train_classes and test_classes out")
@@ -162,6 +199,11 @@ def table_benchmark(
         return disjoint_splits(table, train_classes, test_classes)
 
     known = "counts" in fields or not isinstance(source, (str, Path)) or (Path(source) / MANIFEST).is_file()
-    return Benchmark(
-        name=name, title=fields.pop("title", name), load=load, source="" if known else str(source), **fields
-    )
+    if not known:
+        choices = {"train_classes": _numbers(train_classes), "test_classes": _numbers(test_classes)}
+        columns = {"image_column": image_column, "label_column": label_column}
+        fields |= {
+            "source": str(source),
+            "choices": {**choices, **columns, "hub_split": hub_split, "revision": revision},
+        }
+    return Benchmark(name=name, title=fields.pop("title", name), load=load, **fields)

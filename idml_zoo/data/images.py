@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from torch import Tensor
 from idml_zoo.data.errors import BrokenImageError
 from idml_zoo.data.split import Split
 
+# what people keep photographs in; not what PIL would start other programs or rare parsers for
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 MAX_RATIO = 100  # of the sides
 MAX_PIXELS = 89_478_485  # where PIL too suspects a decompression bomb: a quarter of a GiB, decoded
 
@@ -36,26 +40,37 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _whole(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}×{height} pixels; at most {MAX_PIXELS:,} are decoded")
+    if max(width, height) > MAX_RATIO * min(width, height):  # resized by its shorter side it would be immense
+        raise ValueError(f"{width}×{height} pixels: more than {MAX_RATIO} times as long as wide")
+    if min(width, height) < 2:
+        raise ValueError(f"{width}×{height} pixels: a placeholder, no photograph")
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
 def decode(stream: Any, name: str) -> Image.Image:
-    """An RGB image from a file or stream, decoded whole (a truncated file fails here), upright by its EXIF tag.
+    """An RGB image, decoded whole (a truncated file fails here), upright by its EXIF tag.
+
+    Args:
+        stream: a file, a stream, or an image of PIL that is not loaded yet.
+        name: for the error.
 
     Raises:
-        BrokenImageError: not an image, truncated, larger than 89 million pixels, one pixel wide or high, more than 100
-            times as long as wide, or floats.
+        BrokenImageError: not an image of :data:`FORMATS`, truncated, larger than 89 million pixels, one pixel wide or
+            high, more than 100 times as long as wide, or floats.
     """
     try:
-        with Image.open(stream) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width}×{height} pixels; at most {MAX_PIXELS:,} are decoded")
-            if max(width, height) > MAX_RATIO * min(width, height):  # resized by its shorter side it would be immense
-                raise ValueError(f"{width}×{height} pixels: more than {MAX_RATIO} times as long as wide")
-            if min(width, height) < 2:
-                raise ValueError(f"{width}×{height} pixels: a placeholder, no photograph")
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+        if isinstance(stream, Image.Image):
+            return _whole(stream)
+        with Image.open(stream, formats=FORMATS) as image:
+            return _whole(image)
     except (
         *(OSError, SyntaxError, ValueError, MemoryError, struct.error, IndexError, KeyError, TypeError, AttributeError),
+        *(RuntimeError, EOFError, OverflowError, AssertionError),
         *(zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
     ) as error:  # hostile headers make PIL's parsers fail in all these ways
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None)
@@ -94,6 +109,7 @@ class EncodedImages:
     column: Any  # sequence of bytes
     names: Sequence[str]
     files: Sequence[str | None] = ()  # where bytes are null: the file, as data sets of the Hub have it
+    within: Sequence[str] = ()  # folders where such files may lie: a stranger's table names no others of this machine
 
     def __len__(self) -> int:
         return len(self.names)
@@ -102,8 +118,11 @@ class EncodedImages:
         value = self.column[index]
         data = value.as_py() if hasattr(value, "as_py") else value
         if data is None and self.files and self.files[index]:
+            file = Path(str(self.files[index])).resolve()
+            if not file.is_file() or not any(file.is_relative_to(Path(f).resolve()) for f in self.within):
+                raise BrokenImageError(self.name(index), "no bytes, and no file in the cache of the Hub")
             try:
-                return Path(str(self.files[index])).read_bytes()
+                return file.read_bytes()
             except OSError as error:
                 raise BrokenImageError(self.name(index), str(error.strerror)) from error
         if data is None:

@@ -104,6 +104,7 @@ def _write_all(folder: Path, benchmark: Benchmark, splits: Splits, report: Repor
         "title": benchmark.title,
         "idml_zoo": __version__,
         "origin": os.path.abspath(splits.origin) if os.path.exists(splits.origin) else splits.origin,
+        "choices": dict(benchmark.choices),
         "splits": {
             "train": _write(folder, "train", splits.train, names, 0),
             "test": _write(folder, "test", splits.test, names, splits.train.num_classes),

@@ -154,9 +154,12 @@ class StreamDataset(torch.utils.data.IterableDataset[tuple[Tensor, int, int]]):
 
     def _image(self, row: dict[str, Any]) -> Any:
         value = row[self.image_column]
-        name = value.get("path") or row.get("__key__") or "a row"
-        data = value.get("bytes")
-        return decode(io.BytesIO(data) if data is not None else value["path"], f"{name} of {self.source}")
+        if not isinstance(value, dict):  # of a folder of images on the Hub, whatever the column was cast to
+            return decode(value, f"{row.get('__key__') or 'a row'} of {self.source}")
+        name = f"{value.get('path') or row.get('__key__') or 'a row'} of {self.source}"
+        if value.get("bytes") is None:  # a path is a stranger's word for a file of this machine
+            raise BrokenImageError(name, "no bytes: the table was written without embedding its images")
+        return decode(io.BytesIO(value["bytes"]), name)
 
 
 def _only(candidates: Sequence[str], features: Any, source: str | Path, what: str) -> str:

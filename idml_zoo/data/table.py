@@ -117,6 +117,7 @@ def read_hub(source: str, split: str, revision: str | None, image: str = "image"
     The commit of the revision (without one: of the latest state) is looked up and used, and the origin records it.
     """
     import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     name, configuration = hub_id(source) or (source, None)
     revision = _commit(name, revision) or revision
@@ -129,7 +130,8 @@ def read_hub(source: str, split: str, revision: str | None, image: str = "image"
     if image in loaded.features:
         loaded = loaded.cast_column(image, datasets.Image(decode=False))
     origin = f"hub:{source}" + (f"@{revision}" if revision else "")
-    return _table(loaded.with_format("arrow")[:], image, label, source, origin, names, local=True)
+    kept = tuple(map(str, (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)))
+    return _table(loaded.with_format("arrow")[:], image, label, source, origin, names, kept)
 
 
 def _commit(name: str, revision: str | None) -> str | None:
@@ -144,9 +146,15 @@ def _commit(name: str, revision: str | None) -> str | None:
 
 
 def _table(
-    table: Any, image: str, label: str, source: str, origin: str, names: tuple[str, ...] = (), local: bool = False
+    table: Any,
+    image: str,
+    label: str,
+    source: str,
+    origin: str,
+    names: tuple[str, ...] = (),
+    within: tuple[str, ...] = (),
 ) -> Table:
-    """From an Arrow table; ``names`` by label, ``local``: null bytes stand for files of this machine."""
+    """From an Arrow table; ``names`` by label, ``within``: null bytes stand for files in these folders."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -174,7 +182,7 @@ def _table(
     known = np.unique(labels)
     class_names = tuple(names[int(k)] if int(k) < len(names) else str(int(k)) for k in known)
     titles = [f"{p or 'image'} (row {i} of {source})" for i, p in enumerate(paths)]
-    images = EncodedImages(pictures, titles, paths if local else ())
+    images = EncodedImages(pictures, titles, paths if within else (), within)
     roles = np.array(table[_ROLE].to_pylist(), dtype=object) if _ROLE in table.column_names else None
     return Table(images, np.searchsorted(known, labels), class_names, origin, roles)
 
@@ -279,7 +287,9 @@ def read_table(
     path = Path(source)
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
-        return read_parquet(files, image_column, label_column) if files else read_folder(path)
+        if not files:
+            return read_folder(path)
+        return read_parquet(files, image_column, label_column)._replace(origin=str(path))
     if path.suffix == ".parquet":
         return read_parquet([path], image_column, label_column)
     if path.exists():

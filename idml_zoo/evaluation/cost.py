@@ -57,6 +57,8 @@ def _rate(model: nn.Module, images: torch.Tensor) -> float:
     def wait() -> None:
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
+        elif images.device.type == "mps":
+            torch.mps.synchronize()
 
     model(images)
     wait()

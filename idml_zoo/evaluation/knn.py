@@ -149,6 +149,7 @@ def ranks(
     """
     (q, doubt), (g, theirs) = (_tensors(e, similarity) for e in (queries, gallery))
     scan = Scan(g, theirs, tau, scan_dtype(backend, q.device))
+    rows, columns = rows.to(q.device), columns.to(q.device)
     found = [torch.empty(0, dtype=torch.int64)]
     for part in _blocks(torch.arange(len(rows), device=queries.device), 4 * len(gallery)):
         row = rows[part]

@@ -121,7 +121,9 @@ def _best_rank(
         doubtful = similarity == "introspective"
         u, v = (question.uncertainty, gallery.uncertainty) if doubtful else (None, None)
         mine, theirs = (None if t is None else t[i].float() for t, i in ((u, rows[some]), (v, other)))
-        found = exact_scores(question.semantic[rows[some]].float(), gallery.semantic[other].float(), mine, theirs, tau)
+        found = exact_scores(
+            question.semantic[rows[some]].float(), gallery.semantic[other].float(), mine, theirs, tau
+        ).cpu()
         if neighbours.excludes_self:
             found = found.masked_fill(other == rows[some], -torch.inf)
         nearer = found > score[some]
@@ -151,8 +153,12 @@ def _class_margin(
     for label in found[alone, 0].unique():
         rows, rest = (alone & (found[:, 0] == label)).nonzero().squeeze(1), (known != label).nonzero().squeeze(1)
         if len(rest):
-            near = search(question[rows], gallery[rest], 1, similarity, tau=tau, backend=backend)
-            second[rows] = near.scores[:, 0]
+            itself = neighbours.excludes_self  # it is among the rest where the list is of another class
+            near = search(
+                question[rows], gallery[rest], min(1 + itself, len(rest)), similarity, tau=tau, backend=backend
+            )
+            scores = near.scores.masked_fill(itself & (rest[near.indices] == rows[:, None]), -torch.inf).amax(1)
+            second[rows] = scores.where(scores.isfinite(), second[rows])
     return neighbours.scores[:, 0] - second
 
 
