@@ -135,11 +135,12 @@ def headline(sets: list[Set]) -> str:
         cells = [percent(found.baseline.values("recall@1")) if found.baseline else "–"]
         cells += [recall(found, n) for n in ("pa", "pa_mixup", "idml", "idml_no_mixup")]
         cells += [f"{recall(found, other)} (`{other}`)" if other else "–", recall(found, f"idml_{other}_no_mixup")]
-        ours = found.lines.get("idml")
-        cells += [percent(ours.row.values(m)) if ours else "–" for m in ("auroc_level", "auroc_top1_similarity")]
+        known = (("idml", "auroc_level"), ("loss_prediction", "auroc_level"), ("idml", "auroc_top1_similarity"))
+        cells += [percent(found.lines[n].row.values(m)) if n in found.lines else "–" for n, m in known]
         rows.append([title_of(found), *cells])
     header = ["R@1, percent", "features, not trained on the set", "`pa`", "`pa_mixup`", "`idml`", "`idml_no_mixup`"]
-    header += ["best other loss", "the same, introspective", "AUROC ‖u‖ of `idml`", "AUROC −sim"]
+    header += ["best other loss", "the same, introspective", "AUROC ‖u‖ of `idml`", "of `loss_prediction`"]
+    header.append("AUROC −sim")
     return markdown_table(header, rows)
 
 
