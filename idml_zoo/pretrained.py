@@ -55,7 +55,8 @@ class Origin:
 
     def still(self, model: IDMLModel) -> bool:
         """Whether the model has these weights still, or was trained since."""
-        return np.allclose(self.sums, _sums(model), rtol=1e-9, atol=1e-9)
+        now = _sums(model)
+        return len(now) == len(self.sums) and np.allclose(self.sums, now, rtol=1e-9, atol=1e-9)
 
     def about(self, model: IDMLModel) -> dict[str, Any]:
         """What a result file says of the model: arguments of :func:`idml_zoo.evaluate`."""

@@ -97,6 +97,8 @@ def test_what_was_said_of_weights_goes_with_them_until_they_are_trained(original
     other = load(again.save_pretrained(tmp_path / "other", variant="mine"))
     assert other.origin.spec.meta == {"tau": 1.0, "variant": "mine"}, "of other weights nothing was said"
     assert loaded.origin.still(loaded) and not again.origin.still(again)
+    loaded.head.more = torch.nn.Linear(2, 2)
+    assert not loaded.origin.still(loaded)
 
 
 def test_a_result_says_which_weights_were_measured(original, tmp_path):
