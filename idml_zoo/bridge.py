@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from idml_zoo.similarity import ALPHA_FLOOR, TAU, introspective_distance, introspective_similarity
+from idml_zoo.similarity import ALPHA_FLOOR, TAU, check_tau, introspective_distance, introspective_similarity
 from idml_zoo.types import Embedding
 
 
@@ -133,8 +133,7 @@ def _define() -> dict[str, Any]:
 
 
 def _checked(tau: float) -> float:
-    if tau <= 0:
-        raise ValueError(f"tau must be positive, got {tau}")
+    check_tau(tau)
     return tau
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from idml_zoo import cli_data, cli_hub, cli_results, cli_search
 from idml_zoo.cli_images import add_images, chosen_images, load_images
-from idml_zoo.cli_model import add_model, add_tau, open_model, positive
+from idml_zoo.cli_model import add_model, add_tau, chosen_tau, open_model, positive
 from idml_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _gallery(args: argparse.Namespace) -> int:
         k=args.k,
         count=args.count,
         similarity=args.similarity,
-        tau=model.tau if args.tau is None else args.tau,
+        tau=chosen_tau(args, model),
         projection=args.map,
         seed=args.seed,
     ):
@@ -230,8 +230,7 @@ def _analyse(args: argparse.Namespace) -> int:
 
         split = benchmarks[args.benchmark].splits(args.root).test
         model = create_model(args.model, pretrained=True)
-        tau = model.tau if args.tau is None else args.tau
-        samples = sample_gradients(model, split, tau=tau, device=args.device)
+        samples = sample_gradients(model, split, tau=chosen_tau(args, model), device=args.device)
     print(plot_gradients(args.out, gradient_curves(), samples))  # the curves are the same for every temperature
     return 0
 

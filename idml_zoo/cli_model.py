@@ -47,10 +47,19 @@ def add_tau(parser: argparse.ArgumentParser) -> None:
 
 def _tau(text: str) -> float:
     """A temperature, for argparse."""
+    from idml_zoo.similarity import check_tau
+
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
+    try:
+        check_tau(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return value
+
+
+def chosen_tau(args: argparse.Namespace, model: IDMLModel) -> float:
+    """What ``--tau`` says, else what belongs to the model."""
+    return model.tau if args.tau is None else float(args.tau)
 
 
 def open_model(args: argparse.Namespace) -> IDMLModel:

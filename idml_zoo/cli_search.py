@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.cli_model import add_model, add_tau, open_model, positive
+from idml_zoo.cli_model import add_model, add_tau, chosen_tau, open_model, positive
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -59,8 +59,7 @@ def _search(args: argparse.Namespace) -> int:
         print(f"left out: {line}", file=sys.stderr)
     if files and queries is None:
         raise ValueError("none of the queries can be read")
-    tau = model.tau if args.tau is None else args.tau
-    answers = ask(index, names, queries, args.k, args.similarity, args.max_uncertainty, tau)
+    answers = ask(index, names, queries, args.k, args.similarity, args.max_uncertainty, chosen_tau(args, model))
     parts = {"Nearest": answers} if files else sections(answers, args.count)
     if args.html:
         folder = args.photos if args.photos.is_dir() else args.photos.parent

@@ -217,7 +217,7 @@ def test_what_cannot_be_is_said_before_anything_is_computed(tmp_path, capsys, mo
     for arguments, message in (
         (["gallery", "idml", *own[:-2], "--k", "0"], "must be 1 or more"),
         (["search", "idml", str(photos), "--count", "-1"], "must be 1 or more"),
-        (["eval", "idml", *own, "--tau", "0"], "--tau: must be positive, got 0.0"),
+        (["eval", "idml", *own, "--tau", "0"], "--tau: tau must be positive, got 0.0"),
     ):
         with pytest.raises(SystemExit):
             main(arguments)

@@ -127,15 +127,15 @@ def _place(root: Path, source: str | Path) -> Path | str:
     return source
 
 
-def _numbers(classes: str | Sequence[int] | None) -> list[int] | str | None:
-    """ "0-3" and [0, 1, 2, 3] alike."""
+def class_numbers(classes: str | Sequence[int]) -> list[int]:
+    """ "0-2,7" and [0, 1, 2, 7] alike; DataError where the text is neither."""
     if not isinstance(classes, str):
-        return None if classes is None else [int(c) for c in classes]
+        return [int(c) for c in classes]
     try:
         ends = [part.strip().partition("-") for part in classes.split(",")]
         return [c for first, _, last in ends for c in range(int(first), int(last or first) + 1)]
-    except ValueError:
-        return classes  # refused where it is used
+    except ValueError as error:
+        raise DataError(f"classes must look like '0-99' or '0-9,20', got {classes!r}") from error
 
 
 def _short(choice: Any) -> str:
@@ -200,7 +200,8 @@ def table_benchmark(
 
     known = "counts" in fields or not isinstance(source, (str, Path)) or (Path(source) / MANIFEST).is_file()
     if not known:
-        choices = {"train_classes": _numbers(train_classes), "test_classes": _numbers(test_classes)}
+        classes = {"train_classes": train_classes, "test_classes": test_classes}
+        choices = {k: None if c is None else class_numbers(c) for k, c in classes.items()}
         columns = {"image_column": image_column, "label_column": label_column}
         fields |= {
             "source": str(source),

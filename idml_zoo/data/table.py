@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from idml_zoo.data.benchmark import class_numbers
 from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.split import ImageSource, Split, Splits
 
@@ -189,16 +190,7 @@ def _table(
 
 def class_range(text: str | Sequence[int], count: int) -> np.ndarray:
     """Classes from "0-99", "0-9,20", or a list of numbers; DataError where one is not in [0, count)."""
-    chosen: list[int] = []
-    if isinstance(text, str):
-        try:
-            for part in text.split(","):
-                first, _, last = part.strip().partition("-")
-                chosen += range(int(first), int(last or first) + 1)
-        except ValueError as error:
-            raise DataError(f"classes must look like '0-99' or '0-9,20', got {text!r}") from error
-    else:
-        chosen = [int(c) for c in text]
+    chosen = class_numbers(text)
     wrong = [c for c in chosen if not 0 <= c < count]
     if wrong or len(set(chosen)) != len(chosen):
         raise DataError(
