@@ -103,7 +103,7 @@ class Provenance:
         command: as typed.
         commit: of the code, None outside a checkout; ``dirty``: whether it had uncommitted changes.
         versions: of the packages that matter.
-        device, dtype, threads: what computed the embeddings.
+        device, dtype, threads: what computed the embeddings: the GPU's name, or "cpu (PROCESSOR, INSTRUCTIONS)".
         seconds: {"train": ..., "evaluate": ...}.
         created: UTC, ISO 8601.
         data_sha256: fingerprint of the measured split; ``weights_sha256`` of the model file, None where there is none.

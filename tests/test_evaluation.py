@@ -1,5 +1,6 @@
 """Metrics against slow loops, pytorch-metric-learning and scikit-learn."""
 
+import re
 import warnings
 
 import numpy as np
@@ -297,6 +298,8 @@ def test_evaluate_gives_a_valid_result_and_leaves_the_model_as_it_was(tmp_path):
     assert path == tmp_path / "results" / "mine" / "idml-test_resnet" / "seed3.json"
     again = read_result(path)
     assert again.metrics == result.metrics and again.provenance == result.provenance
+    instructions = torch.backends.cpu.get_cpu_capability()
+    assert re.fullmatch(rf"cpu \(\S.*, {instructions}\)", result.provenance.device)  # "cpu (AMD EPYC, AVX2)"
     per_query = np.load(path.with_suffix(".queries.npz"))
     assert per_query["top1"].mean() == pytest.approx(result.metrics["recall@1"])
     second = idml_zoo.evaluate(model, benchmark, device="cpu", progress=False, seed=3)

@@ -54,10 +54,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=1)
+def processor() -> str:
+    """The CPU's name, else its architecture, and the instructions that torch uses of it: both change last bits."""
+    found = None
+    try:
+        if sys.platform == "darwin":
+            ask = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            found = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        else:
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+            found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return f"{found or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def device_name(device: torch.device) -> str:
+    """The GPU's name, or "cpu (PROCESSOR, INSTRUCTIONS)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()})"
+    return f"{device.type} ({processor()})"
 
 
 def command() -> str:
