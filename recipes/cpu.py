@@ -19,7 +19,7 @@ def keep_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_max = -1, -4
         libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_trim_threshold, -1)  # never; the largest int would be 2 GiB, which one batch at 224 px exceeds
 
 
 def cores() -> int:
