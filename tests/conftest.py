@@ -69,3 +69,22 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "nothing happened in 20 s"
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    """A small model and the folder that it was saved in; both are to stay as they are."""
+    from saved_models import small
+
+    model = small()
+    return model, model.save_pretrained(tmp_path_factory.mktemp("saved") / "model", benchmark="glyphs", seed=3)
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    """A copy of the saved folder, to be damaged."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in original[1].iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
