@@ -14,7 +14,7 @@ from idml_zoo.compare import Difference, load_queries
 from idml_zoo.leaderboard import percent
 from idml_zoo.results import read_results
 from idml_zoo.variants import variants
-from idml_zoo.zoo import EMBEDDED
+from idml_zoo.zoo import EMBEDDED, PUBLISHED
 
 HEADLINE = "idml_test_resnet_glyphs"  # the model in the picture
 
@@ -165,7 +165,30 @@ def published(sets: list[Set]) -> str:
     )
 
 
+def away(sets: list[Set]) -> str:
+    """The models that come with the package, measured as they are given away."""
+    known = read_results(sets[0].leaderboard / "results")
+    rows = []
+    for name, weights in PUBLISHED.items():
+        if weights.repo is not None:
+            continue
+        (own,) = read_results(EMBEDDED / name / "results")
+        size = own.protocol.image_size
+        features = (own.benchmark, f"features-{own.model.backbone.split('.')[0]}-{size}px")
+        plain = [r.metrics["recall@1"] for r in known if (r.benchmark, r.row) == features]
+        recall, *others = (
+            f"{100 * own.metrics[m]:.1f}" for m in ("recall@1", "map@r", "auroc_level", "auroc_top1_similarity")
+        )
+        megabytes = f"{(EMBEDDED / name / 'model.safetensors').stat().st_size / 1e6:.1f}"
+        recall = f"[{recall}](../idml_zoo/embedded/{name}/results/{own.path('').as_posix()})"
+        how = f"`{own.model.variant}`, {own.training}"
+        rows.append([f"`{name}`", how, megabytes, recall, percent(plain) if plain else "–", *others])
+    header = ["name", "trained", "MB", "R@1", "R@1 of features, not trained on the set", "MAP@R"]
+    return markdown_table([*header, "AUROC ‖u‖", "AUROC −sim"], rows)
+
+
 ACROSS = {
+    "away": away,
     "standing": standing,
     "across": across,
     "claims": claims,
