@@ -88,3 +88,12 @@ def saved(original, tmp_path):
     for path in original[1].iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """A server whose every answer a test plans; see download_site.py."""
+    from download_site import serving
+
+    with serving(monkeypatch) as served:
+        yield served
