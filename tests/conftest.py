@@ -81,6 +81,12 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
+def model(original):
+    """A small model, to be left as it is."""
+    return original[0]
+
+
+@pytest.fixture
 def saved(original, tmp_path):
     """A copy of the saved folder, to be damaged."""
     folder = tmp_path / "model"
@@ -97,3 +103,28 @@ def site(monkeypatch):
 
     with serving(monkeypatch) as served:
         yield served
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub, and a client that believes in it: online, with an empty cache, without waiting between its retries."""
+    import huggingface_hub.utils._http as client
+    from huggingface_hub import constants
+    from model_hub import ModelHub
+
+    with ModelHub() as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": True,
+            "DOWNLOAD_CHUNK_SIZE": 20_000,  # a cut download goes on at a chunk
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+        monkeypatch.setenv("HF_TOKEN", "")
+        client.close_session()
+        yield server
+        client.close_session()

@@ -5,7 +5,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from conftest import make_folder
 from PIL import Image
 
@@ -14,7 +13,7 @@ from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset, decode
 from idml_zoo.data.split import Split, class_folds, hold_out_classes
 from idml_zoo.data.table import Table, class_range, disjoint_splits, read_table
-from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms
+from idml_zoo.data.transforms import TransformConfig, build_transforms
 from idml_zoo.registry import benchmarks
 
 
@@ -229,20 +228,6 @@ def test_wrong_counts_say_found_expected_and_remedy():
         record.splits()
 
 
-def test_transforms():
-    config = TransformConfig(image_size=32, crop_fraction=0.5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    picture = np.zeros((100, 100, 3), np.uint8)
-    picture[25:75, 25:75] = 255
-    train, evaluate = build_transforms(config)
-    assert torch.allclose(evaluate(Image.fromarray(picture))[:, 2:-2, 2:-2], torch.ones(3, 28, 28), atol=0.02)
-    assert train(Image.fromarray(picture)).shape == (3, 32, 32)
-    assert TransformConfig(**config.to_dict()) == config
-    with pytest.raises(ValueError, match="interpolation must be one of"):
-        TransformConfig(interpolation="cubic")
-    with pytest.raises(ValueError, match="image_size must be"):
-        TransformConfig(image_size=0)
-
-
 def labelled(classes: int, images: int = 3) -> Split:
     count = classes * images
     source = ArrayImages(
@@ -298,46 +283,6 @@ def test_queries_must_be_some_of_the_images():
     for queries in (np.ones(12, bool), np.zeros(12, bool), np.ones(5, bool), np.arange(12)):
         with pytest.raises(DataError, match="queries must be 12 booleans, some true and some false"):
             Split(split.images, split.labels, split.class_names, queries=queries)
-
-
-def test_device_transforms_are_the_same_transform_in_two_parts():
-    config = TransformConfig(image_size=32, flip=False)
-    rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)) for _ in range(6)]
-    whole, (on_worker, on_device) = build_transforms(config)[0], build_device_transforms(config)
-    torch.manual_seed(0)
-    expected = torch.stack([whole(i) for i in images])
-    torch.manual_seed(0)
-    parts = torch.stack([on_worker(i) for i in images])
-    assert parts.dtype == torch.uint8
-    assert torch.equal(on_device(parts), expected)
-    _, flipping = build_device_transforms(config.replace(flip=True))
-    flipped = [(flipping(parts) - expected).abs().amax((1, 2, 3)) > 0 for _ in range(8)]
-    assert 0 < torch.stack(flipped).float().mean() < 1, "some are flipped, some are not"
-    for row in range(6):
-        found = flipping(parts)[row]
-        assert torch.equal(found, expected[row]) or torch.equal(found, expected[row].flip(-1))
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
-def test_tensor_crops_are_those_of_pil(interpolation):
-    from sklearn.datasets import load_sample_image
-    from torchvision.transforms import v2
-
-    photo = Image.fromarray(load_sample_image("flower.jpg"))
-    config = TransformConfig(image_size=64, interpolation=interpolation, flip=False, mean=(0, 0, 0), std=(1, 1, 1))
-    train, _ = build_transforms(config)
-    crop = v2.RandomResizedCrop(64, scale=config.scale, interpolation=v2.InterpolationMode(interpolation))
-    for seed in range(10):
-        torch.manual_seed(seed)
-        found = train(photo) * 255
-        torch.manual_seed(seed)
-        expected = torch.from_numpy(np.array(crop(photo)).transpose(2, 0, 1)).float()
-        off = (found - expected).abs()
-        if interpolation == "nearest":  # rounding decides between two pixels now and then
-            assert (off > 0.5).float().mean() < 0.2
-        else:
-            assert off.max() <= 1.01 and off.mean() < 0.5
 
 
 def test_a_split_column_is_followed_where_it_shares_no_class(tmp_path):
