@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from results_figures import rise, title_of
 from results_sets import Set, compared, pairs, shown
+from scipy.stats import spearmanr
 
 from idml_zoo.card import markdown_table
 from idml_zoo.compare import Difference, load_queries
@@ -187,7 +188,29 @@ def away(sets: list[Set]) -> str:
     return markdown_table([*header, "AUROC ‖u‖", "AUROC −sim"], rows)
 
 
+def honest(sets: list[Set]) -> str:
+    """Whether the held-out training classes order the variants as the test classes do."""
+    rows = []
+    for found in sets:
+        metric = found.study.choose_by
+        trials = {name: found.progress.chosen(name) for name in found.lines}
+        there = {n: found.progress.score(t.result) for n, t in trials.items() if t and t.result}
+        here = {n: statistics.fmean(found.lines[n].row.values(metric) or []) for n in there}
+        if len(there) < 3:
+            continue
+        first, best = max(there, key=lambda n: there[n]), max(here, key=lambda n: here[n])
+        place = 1 + sum(v > here[first] for v in here.values())
+        spread = statistics.fmean(statistics.stdev(found.lines[n].row.values(metric) or []) for n in there)
+        correlation = spearmanr([there[n] for n in there], [here[n] for n in there]).statistic
+        cells = [title_of(found), str(len(there)), f"{correlation:.2f}", f"`{first}`", str(place), f"`{best}`"]
+        rows.append([*cells, f"{100 * (here[best] - here[first]):.1f}", f"{100 * spread:.1f}"])
+    header = ["set", "variants", "rank correlation", "first on held-out classes", "its place on test classes"]
+    header += ["first on test classes", "points between them", "standard deviation over seeds"]
+    return markdown_table(header, rows)
+
+
 ACROSS = {
+    "honest": honest,
     "away": away,
     "standing": standing,
     "across": across,
