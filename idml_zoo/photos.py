@@ -302,7 +302,7 @@ def photo_page(title: str, parts: dict[str, list[Answer]], folder: Path, query_f
         return (
             f'<figure class="{kind}" title="{escape(name)}"><img src="{data_url(picture)}" width="{_SIDE}" '
             f'height="{_SIDE}" alt="{kind}: {escape(name)}">'
-            f"<figcaption>{text}<br>{escape(Path(name).name)}</figcaption></figure>"
+            f"<figcaption>{text}<br>{escape('/'.join(Path(name).parts[-2:]))}</figcaption></figure>"
         )
 
     body = []
