@@ -137,6 +137,7 @@ def test_the_command(album, tmp_path, capsys):
     assert levels == sorted(levels, reverse=True)
     assert main(["search", MODEL, str(album), query, "--max-uncertainty", "0", "--similarity", "introspective"]) == 0
     assert "declined: too uncertain" in capsys.readouterr().out
+    assert "<br>class_2/1.png</figcaption>" in page.read_text(), "a file's name alone does not say which one"
     assert main(["search", MODEL, str(album), "--html", str(page)]) == 0
     assert "<h2>Most uncertain</h2>" in page.read_text()
 
