@@ -160,13 +160,13 @@ def draw_across(lines: Sequence[tuple[Set, str, str, Difference]], path: Path) -
     figure.savefig(path, dpi=110, metadata={"Software": ""})
 
 
-def draw_published(name: str, folder: Path) -> None:
+def draw_published(name: str, folder: Path, benchmark: str = "glyphs") -> None:
     """What a published model makes of the test glyphs: the picture of README, and two sheets of its gallery."""
     import idml_zoo
     from idml_zoo.evaluation.embed import embed
     from idml_zoo.gallery import choose, sheet
 
-    split = benchmarks["glyphs"].splits().test
+    split = benchmarks[benchmark].splits().test
     model = idml_zoo.create_model(name, pretrained=True)
     bank = embed(model, split, model.transform)
     sections = choose(bank, split, k=8, count=6).sections

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 STUDIES, LEADERBOARD = ROOT / "recipes" / "studies", ROOT / "leaderboard"
 SIMPLER = {"idml": "pa_mixup", "idml_no_mixup": "pa", "idml_released": "pa_mixup", "pa_mixup": "pa", "vmf": "pa"}
 SIMPLER["loss_prediction"] = "pa"
+_COMPARED: dict[tuple[tuple[str | None, ...], ...], dict[str, Difference]] = {}  # by the values of the queries
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ def compared(found: Set, first: Row, second: Row, same_weights: bool = False) ->
     Raises:
         ResultError: rows of other images or of another protocol version.
     """
+    pair = tuple(tuple(r.queries_sha256 for r in row.results) for row in (first, second))
+    if pair in _COMPARED:  # several tables show it
+        return _COMPARED[pair]
     what = [{(r.provenance.data_sha256, r.protocol.version) for r in row.results} for row in (first, second)]
     if len(what[0] | what[1]) != 1:
         raise ResultError(f"{first.first.row} and {second.first.row} are of other images or protocols")
@@ -111,6 +115,7 @@ def compared(found: Set, first: Row, second: Row, same_weights: bool = False) ->
     for title, metric in {"R@1": "top1", "MAP@R": "map@r"}.items():
         a, b = queries(found, first, metric), queries(found, second, metric)
         made[title] = difference(a - b, np.zeros_like(a)) if same_weights else difference(a, b)
+    _COMPARED[pair] = made
     return made
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -65,9 +66,14 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in HARMLESS and k != "name"}
 
 
+@functools.cache  # a study looks at the same files after every run
+def _parsed(recipe: str) -> Any:
+    return yaml.load(recipe, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def recipes_of(results: list[Result]) -> list[tuple[dict[str, Any], Result]]:
     """Each result that was trained, after what its run is."""
-    recipes = [(yaml.safe_load(r.provenance.recipe), r) for r in results if r.provenance.recipe]
+    recipes = [(_parsed(r.provenance.recipe), r) for r in results if r.provenance.recipe]
     # a key that is newer than the recipe had its default's meaning then
     return [(essence(dataclasses.asdict(Config()) | recipe), r) for recipe, r in recipes if isinstance(recipe, dict)]
 

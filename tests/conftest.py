@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # busy waiting of one worker's threads would take the other's core
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="idml-zoo-hf-")  # empty: what a machine has cached decides no test
 
 import numpy as np

@@ -48,7 +48,7 @@ def test_severity_is_drawn_where_it_is_known(tmp_path):
 def test_what_the_published_model_makes_of_glyphs_is_drawn(tmp_path):
     import results
 
-    results.draw_published(results.HEADLINE, tmp_path)
+    results.draw_published(results.HEADLINE, tmp_path, "glyphs_subset")
     assert {p.name for p in tmp_path.iterdir()} == {"headline.png", "glyphs-mistakes.png", "glyphs-uncertain.png"}
     assert all(p.stat().st_size > 10_000 for p in tmp_path.iterdir())
 

@@ -54,7 +54,7 @@ def test_commands_run(line, workplace):
 def test_the_two_set_up_commands(workplace):
     """Installing is left out (it was done to get this far); the quickstart's own command is run, cut to one epoch."""
     main, tests = INSTALLING
-    assert tests == "pip install -e '.[test]' && pytest"
+    assert tests == "pip install -e '.[test]' && pytest -n auto"
     install, _, quickstart = main.partition(" && ")
     assert install == "pip install -e ."
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
