@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 STUDIES, LEADERBOARD = ROOT / "recipes" / "studies", ROOT / "leaderboard"
 SIMPLER = {"idml": "pa_mixup", "idml_no_mixup": "pa", "idml_released": "pa_mixup", "pa_mixup": "pa", "vmf": "pa"}
 SIMPLER["loss_prediction"] = "pa"
-_COMPARED: dict[tuple[tuple[str | None, ...], ...], dict[str, Difference]] = {}  # by the values of the queries
+_COMPARED: dict[tuple[object, ...], dict[str, Difference]] = {}  # by the values of the queries
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def compared(found: Set, first: Row, second: Row, same_weights: bool = False) ->
     Raises:
         ResultError: rows of other images or of another protocol version.
     """
-    pair = tuple(tuple(r.queries_sha256 for r in row.results) for row in (first, second))
+    pair = (*(tuple(r.queries_sha256 for r in row.results) for row in (first, second)), same_weights)
     if pair in _COMPARED:  # several tables show it
         return _COMPARED[pair]
     what = [{(r.provenance.data_sha256, r.protocol.version) for r in row.results} for row in (first, second)]
