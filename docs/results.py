@@ -19,7 +19,7 @@ from pathlib import Path
 
 from results_across import ACROSS, HEADLINE, introspective_pairs
 from results_figures import draw_across, draw_corruptions, draw_published, draw_risk, draw_severity
-from results_sets import LEADERBOARD, STUDIES, Set, compared, pairs, read_sets, shown
+from results_sets import LEADERBOARD, STUDIES, Set, compared, pairs, read_sets, scores, shown
 
 from idml_zoo.card import markdown_table
 from idml_zoo.compare import Difference
@@ -93,12 +93,7 @@ def places(values: dict[str, float]) -> dict[str, int]:
 def tuning_table(found: Set) -> str:
     """What was tried on held-out training classes, and whether the order there is the order on the test classes."""
     metric = found.study.choose_by
-    on_validation, on_test = {}, {}
-    for name, line in found.lines.items():
-        best = found.progress.chosen(name)
-        assert best and best.result
-        on_validation[name] = found.progress.score(best.result)
-        on_test[name] = statistics.fmean(line.row.values(metric) or [])
+    on_validation, on_test = scores(found)
     first, second = places(on_validation), places(on_test)
     rows = []
     for name in sorted(found.lines, key=lambda n: first[n]):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from results_figures import rise, title_of
-from results_sets import Set, compared, pairs, shown
+from results_sets import Set, compared, pairs, scores, shown
 from scipy.stats import spearmanr
 
 from idml_zoo.card import markdown_table
@@ -193,10 +193,8 @@ def honest(sets: list[Set]) -> str:
     rows = []
     for found in sets:
         metric = found.study.choose_by
-        trials = {name: found.progress.chosen(name) for name in found.lines}
-        there = {n: found.progress.score(t.result) for n, t in trials.items() if t and t.result}
-        here = {n: statistics.fmean(found.lines[n].row.values(metric) or []) for n in there}
-        if len(there) < 3:
+        there, here = scores(found)
+        if len(there) < 3 or len(found.study.seeds) < 2:
             continue
         first, best = max(there, key=lambda n: there[n]), max(here, key=lambda n: here[n])
         place = 1 + sum(v > here[first] for v in here.values())

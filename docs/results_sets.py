@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,6 +118,17 @@ def compared(found: Set, first: Row, second: Row, same_weights: bool = False) ->
         made[title] = difference(a - b, np.zeros_like(a)) if same_weights else difference(a, b)
     _COMPARED[pair] = made
     return made
+
+
+def scores(found: Set) -> tuple[dict[str, float], dict[str, float]]:
+    """What each variant was chosen by: of its best trial on held-out classes, and its mean over seeds on the test ones."""
+    metric, there, here = found.study.choose_by, {}, {}
+    for name, line in found.lines.items():
+        best = found.progress.chosen(name)
+        assert best and best.result
+        there[name] = found.progress.score(best.result)
+        here[name] = statistics.fmean(line.row.values(metric) or [])
+    return there, here
 
 
 def shown(d: Difference) -> str:

@@ -82,6 +82,7 @@ class Site:
 
 @contextmanager
 def serving(monkeypatch):
+    """A :class:`Site` that answers on loopback, and no proxy of the environment before it."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -15,8 +15,6 @@ from saved_models import edit, load, refused
 
 from idml_zoo.weights import BACKBONE_OPTIONS, WeightsError, parse_config, read_tensors
 
-# hostile weights
-
 
 def tensors(folder):
     return {k: v.clone() for k, v in load_file(folder / "model.safetensors").items()}
