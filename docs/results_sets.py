@@ -121,7 +121,7 @@ def compared(found: Set, first: Row, second: Row, same_weights: bool = False) ->
 
 
 def scores(found: Set) -> tuple[dict[str, float], dict[str, float]]:
-    """What each variant was chosen by: of its best trial on held-out classes, and its mean over seeds on the test ones."""
+    """What each variant was chosen by: its best trial on held-out classes, and the mean over seeds on test classes."""
     metric, there, here = found.study.choose_by, {}, {}
     for name, line in found.lines.items():
         best = found.progress.chosen(name)
