@@ -36,7 +36,7 @@ def add_images(one: argparse.ArgumentParser, revision: str = "--revision") -> No
     one.add_argument("--image-column", default="image")
     one.add_argument("--label-column", default="label")
     one.add_argument("--train-classes", help="of your own images: 0-99 (default: the first half)")
-    one.add_argument("--test-classes", help="of your own images: 100-199 (default: the others)")
+    one.add_argument("--test-classes", help="of your own images: 100-199, or all (default: the others)")
 
 
 def chosen_images(args: argparse.Namespace) -> Benchmark:

@@ -40,6 +40,8 @@ def load_benchmark(config: Config) -> tuple[Benchmark, Split, Split, Split | Non
     else:
         benchmark = benchmarks[config.benchmark]
     splits = benchmark.splits(config.data_root)
+    if not len(splits.train) and not config.stream:
+        raise ConfigError(f"{benchmark.name}: test_classes={config.test_classes} leaves no class to train on")
     if config.evaluate_on == "test" and not config.validate_every:
         return benchmark, splits.train, splits.test, None
     if config.stream:

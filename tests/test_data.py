@@ -11,6 +11,7 @@ from PIL import Image
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset, decode
+from idml_zoo.data.prepare import prepare
 from idml_zoo.data.split import Split, class_folds, hold_out_classes
 from idml_zoo.data.table import Table, class_range, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_transforms
@@ -142,6 +143,17 @@ def test_splits_share_no_class():
     with pytest.raises(DataError, match="at least 4 are needed"):
         disjoint_splits(table._replace(labels=np.zeros(8, np.int64), class_names=("a",)))
     assert class_range("0-2,5", 9).tolist() == [0, 1, 2, 5]
+
+
+def test_a_model_trained_elsewhere_is_shown_every_class(tmp_path):
+    mine = table_benchmark("mine", make_folder(tmp_path / "photos", classes=2), test_classes="all")
+    splits = mine.splits()
+    assert splits.test.class_names == ("class_0", "class_1") and len(splits.test) == 8
+    assert (len(splits.train), splits.train.num_classes) == (0, 0)
+    with pytest.raises(DataError, match="mine: every class tests; a prepared copy holds classes to train on too"):
+        prepare(mine, splits, tmp_path / "data", progress=False)
+    with pytest.raises(DataError, match="leaves no class to train on; leave train_classes out"):
+        disjoint_splits(tiny_table(), "0-1", "all")
 
 
 def test_bad_tables_say_what_is_wrong(tmp_path):

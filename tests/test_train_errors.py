@@ -81,6 +81,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_reason_and_keeps_the_last_mode
         (["backbone_trains=blocks"], "backbone_trains='blocks' fits no parameter, such as"),
         (["source="], "unknown benchmark 'mine'"),
         (["train_classes=0-2", "test_classes=2-5"], "must be class-disjoint"),
+        (["test_classes=all"], "mine: test_classes=all leaves no class to train on"),
         (["proxy_uncertainty=lernd"], "proxy_uncertainty must be one of"),
         (["sampler=pk", "images_per_class=3"], "batch_size 8 must be a multiple of images_per_class 3"),
         (["sampler=pk", "images_per_class=1"], "takes 8 classes × 1 images, and there are 3 training classes"),

@@ -178,7 +178,8 @@ def table_benchmark(
             such files, a folder that ``idml-zoo data prepare`` made, or a Hub data set id. Relative paths of the
             declared benchmarks are under the data root.
         train_classes, test_classes: class numbers, "0-99" or a list; by default what a column ``split`` says, if its
-            splits share no class, else the first half trains, the rest tests.
+            splits share no class, else the first half trains, the rest tests. ``test_classes="all"``: every class
+            tests, for a model trained elsewhere.
         hub_split: for a Hub data set: "train", "train+test", or "all" for every split that it has.
         revision: for a Hub data set: a commit, tag or branch; None for the latest commit, which is recorded.
         image_column, label_column: for tables that call these otherwise.
@@ -201,7 +202,7 @@ def table_benchmark(
     known = "counts" in fields or not isinstance(source, (str, Path)) or (Path(source) / MANIFEST).is_file()
     if not known:
         classes = {"train_classes": train_classes, "test_classes": test_classes}
-        choices = {k: None if c is None else class_numbers(c) for k, c in classes.items()}
+        choices = {k: c if c in (None, "all") else class_numbers(c) for k, c in classes.items()}
         columns = {"image_column": image_column, "label_column": label_column}
         fields |= {
             "source": str(source),

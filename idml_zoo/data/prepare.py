@@ -47,10 +47,13 @@ def prepare(
         The folder and what was found.
 
     Raises:
-        DataError: broken images, the same image in train and test, wrong counts, no space, no permission.
+        DataError: broken images, the same image in train and test, wrong counts, no class to train on, no space, no
+            permission.
     """
     from filelock import FileLock
 
+    if not len(splits.train):
+        raise DataError(f"{benchmark.name}: every class tests; a prepared copy holds classes to train on too")
     folder = benchmark.prepared_folder(root)
     part = folder.with_name(f".{folder.name}.part")
     try:

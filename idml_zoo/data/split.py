@@ -60,6 +60,8 @@ class Split:
         found = np.unique(self.labels)
         if len(self.labels) != len(self.images):
             raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
+        if not self.class_names and len(self.labels) == 0:
+            return  # nothing to train on: every class tests
         if len(self.labels) == 0:
             raise DataError("a split has no images; check the folder or file, and the classes chosen from it")
         if len(found) < 2:
@@ -93,7 +95,7 @@ class Split:
     def select_classes(self, classes: Sequence[int] | np.ndarray) -> Split:
         """The images of some classes, relabelled from 0 in the given order of classes."""
         order = np.full(self.num_classes, -1, dtype=np.int64)
-        order[np.asarray(classes)] = np.arange(len(classes))
+        order[np.asarray(classes, dtype=np.int64)] = np.arange(len(classes))
         rows = np.flatnonzero(order[self.labels] >= 0)
         return Split(
             Subset(self.images, rows),
@@ -136,7 +138,7 @@ class Splits:
     """A loaded benchmark: ``train`` and ``test`` share no class.
 
     Attributes:
-        train, test: the two splits.
+        train, test: the two splits; ``train`` is empty where every class was chosen to test.
         origin: where the images come from, for provenance: a folder, a file, ``hub:user/name@commit``.
     """
 

@@ -208,13 +208,19 @@ def disjoint_splits(
 
     Default: what the table's column ``split`` says, if it makes class-disjoint splits of "train" and "test" (or "query"
     and "gallery"); classes of other values, such as "validation", are left out. Else the first half of the classes
-    trains, and the rest tests (as for CUB).
+    trains, and the rest tests (as for CUB). ``test_classes="all"``, for a model trained elsewhere: every class tests,
+    and the training split is empty.
 
     Raises:
         DataError: if the choices overlap or leave a split with fewer than two classes, or the column has other values
             for images of the classes that train or test.
     """
     count = len(table.class_names)
+    if test_classes == "all":
+        if train_classes is not None:
+            raise DataError("test_classes='all' leaves no class to train on; leave train_classes out")
+        every = Split(table.images, table.labels, table.class_names)
+        return Splits(every.select_classes([]), every, table.origin)
     if count < 4:
         raise DataError(f"{count} classes cannot make two splits of at least two classes each; at least 4 are needed")
     train = None if train_classes is None else class_range(train_classes, count)
