@@ -20,7 +20,7 @@ from loading import Loading, build_loading, load_benchmark
 from lora import add_lora
 from sharding import shard
 from timm.utils import ModelEmaV3
-from watch import keep_rows, make_folder, warn
+from watch import keep_rows, make_folder, warn, warn_of_other_package
 
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.split import Split
@@ -256,6 +256,7 @@ def take_folder(run: Run) -> dict[str, Any] | None:
     saved = resume.read(run.checkpoints, warn)
     changed = resume.check_config(config, saved["config"], run.checkpoints) if saved else []
     if run.main:
+        warn_of_other_package()
         if saved:
             warn(f"going on after step {saved['step']}" + (f" with {'; '.join(changed)}" if changed else ""))
         write_text(run.folder / "config.yaml", config.to_yaml())

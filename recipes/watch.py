@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+import idml_zoo
 from idml_zoo.results import write_text
 from idml_zoo.types import Embedding
 
@@ -27,6 +28,13 @@ class TrainingError(RuntimeError):
 
 def warn(text: str) -> None:
     console.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
+
+
+def warn_of_other_package() -> None:
+    """A warning where the package that is imported is not the one beside these recipes: a second clone, mostly."""
+    beside, used = Path(__file__).resolve().parents[1], Path(idml_zoo.__file__).resolve().parents[1]
+    if used != beside and (beside / "idml_zoo").is_dir():
+        warn(f"idml_zoo is imported from {used}, not from {beside}: results name its commit. PYTHONPATH={beside} helps")
 
 
 def progress_bar(shown: bool) -> Progress:

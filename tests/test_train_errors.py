@@ -19,6 +19,14 @@ def test_a_table_that_cannot_be_made_is_no_failure_of_the_run(tmp_path, capsys):
     assert len(read_results(tmp_path / "board" / "results")) == 2
 
 
+def test_the_package_of_another_clone_is_named(tmp_path, monkeypatch, capsys):
+    watch.warn_of_other_package()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("idml_zoo.__file__", "/other/idml_zoo/__init__.py")
+    watch.warn_of_other_package()
+    assert "idml_zoo is imported from /other, not from" in capsys.readouterr().err
+
+
 def test_too_little_memory_is_one_clear_line(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of it")
