@@ -116,7 +116,7 @@ def standing(sets: list[Set]) -> str:
     text += [f"Of {title}, not measured yet: {', '.join(names)}." for title, names in missing.items() if names]
     begun, folders = {f.study.file.resolve() for f in sets}, {f.study.file.parent for f in sets}
     waiting = sorted(p.stem for folder in folders for p in folder.glob("*.yaml") if p.resolve() not in begun)
-    text += [f"Nothing is measured yet of {', '.join(f'`{name}`' for name in waiting)}."] if waiting else []
+    text += [f"No row is tuned yet of {', '.join(f'`{name}`' for name in waiting)}."] if waiting else []
     return " ".join(text)
 
 

@@ -112,6 +112,9 @@ models: Registry[Record] = Registry("model")
 # by name; `idml-zoo push` prints what belongs here
 PUBLISHED: dict[str, Weights] = {
     "idml_test_resnet_glyphs": Weights("4c1b22937dc09ade0041ceaf6b032c6eb7af6abd17f638ee59e283987c3a6977"),
+    "idml_tf_efficientnet_lite0_cars196_half": Weights(
+        "1e1a69e6910dd8c30df1d7d8f705dac6f4299626152d8941378babc003e922cd"
+    ),
     "idml_tf_efficientnet_lite0_cub2010": Weights("eb485c6960c710322a5b9edcabf7a05119eb1894309f32aea590a6a0601c1fe8"),
 }
 _RECIPES = {b: f"recipes/{b}_resnet50.yaml" for b in ("cub", "cars196", "sop")} | {
