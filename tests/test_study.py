@@ -153,7 +153,7 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     part = replace(found, lines={n: x for n, x in found.lines.items() if n != "pa"})
     assert results.ACROSS["standing"]([part]) == "Of mine, not measured yet: `pa`."
     (folder / "later.yaml").touch()
-    assert results.ACROSS["standing"]([found]).endswith("Nothing is measured yet of `later`.")
+    assert results.ACROSS["standing"]([found]).endswith("No row is tuned yet of `later`.")
     (folder / "later.yaml").unlink()
     best = replace(found, lines={n: x for n, x in found.lines.items() if n != "proxy_nca"})
     assert "proxy_nca" not in results.ACROSS["headline"]([best]), (
