@@ -12,7 +12,7 @@ from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset, decode
 from idml_zoo.data.prepare import prepare
-from idml_zoo.data.split import Split, class_folds, hold_out_classes
+from idml_zoo.data.split import Split, Splits, class_folds, hold_out_classes
 from idml_zoo.data.table import Table, class_range, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_transforms
 from idml_zoo.registry import benchmarks
@@ -219,8 +219,11 @@ def test_a_split_refuses_wrong_labels():
     ]:
         with pytest.raises(DataError, match=message):
             Split(images, np.array(labels), names)
-    with pytest.raises(DataError, match="no images"):
-        Split(ArrayImages(np.zeros((0, 2, 2), np.uint8), []), np.array([], dtype=np.int64), ())
+    empty = ArrayImages(np.zeros((0, 2, 2), np.uint8), []), np.array([], dtype=np.int64)
+    with pytest.raises(DataError, match="a split has no images"):
+        Split(*empty, ("a", "b"))
+    with pytest.raises(DataError, match="the test split has no images"):
+        Splits(Split(images, np.array([0, 0, 1, 1]), ("a", "b")), Split(*empty, ()))
 
 
 def test_fingerprint_changes_with_an_image_or_a_label(tmp_path):

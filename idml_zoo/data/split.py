@@ -146,6 +146,10 @@ class Splits:
     test: Split
     origin: str = ""
 
+    def __post_init__(self) -> None:
+        if not len(self.test):
+            raise DataError("the test split has no images; check the folder or file, and the classes chosen from it")
+
 
 def _shuffled_classes(count: int, seed: int) -> list[int]:
     """Class numbers in an order drawn by sha256, so that no generator's stream has to stay the same for ever."""
