@@ -12,10 +12,12 @@ from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset, decode
 from idml_zoo.data.prepare import prepare
-from idml_zoo.data.split import Split, Splits, class_folds, hold_out_classes
+from idml_zoo.data.split import Split, class_folds, hold_out_classes
 from idml_zoo.data.table import Table, class_range, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_transforms
+from idml_zoo.evaluation.protocol import evaluate
 from idml_zoo.registry import benchmarks
+from idml_zoo.zoo import create_model
 
 
 def encoded(colour: int) -> bytes:
@@ -152,6 +154,9 @@ def test_a_model_trained_elsewhere_is_shown_every_class(tmp_path):
     assert (len(splits.train), splits.train.num_classes) == (0, 0)
     with pytest.raises(DataError, match="mine: every class tests; a prepared copy holds classes to train on too"):
         prepare(mine, splits, tmp_path / "data", progress=False)
+    model = create_model("idml", backbone="test_resnet", embedding_dim=8)
+    with pytest.raises(DataError, match="mine: the train split has no images to measure"):
+        evaluate(model, mine, split=splits.train, split_name="train")
     with pytest.raises(DataError, match="leaves no class to train on; leave train_classes out"):
         disjoint_splits(tiny_table(), "0-1", "all")
 
@@ -219,11 +224,8 @@ def test_a_split_refuses_wrong_labels():
     ]:
         with pytest.raises(DataError, match=message):
             Split(images, np.array(labels), names)
-    empty = ArrayImages(np.zeros((0, 2, 2), np.uint8), []), np.array([], dtype=np.int64)
-    with pytest.raises(DataError, match="a split has no images"):
-        Split(*empty, ("a", "b"))
-    with pytest.raises(DataError, match="the test split has no images"):
-        Splits(Split(images, np.array([0, 0, 1, 1]), ("a", "b")), Split(*empty, ()))
+    with pytest.raises(DataError, match="no images"):
+        Split(ArrayImages(np.zeros((0, 2, 2), np.uint8), []), np.array([], dtype=np.int64), ())
 
 
 def test_fingerprint_changes_with_an_image_or_a_label(tmp_path):

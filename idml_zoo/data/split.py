@@ -60,8 +60,8 @@ class Split:
         found = np.unique(self.labels)
         if len(self.labels) != len(self.images):
             raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
-        if not self.class_names and len(self.labels) == 0:
-            return  # nothing to train on: every class tests
+        if isinstance(self.images, Subset) and not self.class_names:
+            return  # no class was selected: every class tests
         if len(self.labels) == 0:
             raise DataError("a split has no images; check the folder or file, and the classes chosen from it")
         if len(found) < 2:
@@ -93,7 +93,7 @@ class Split:
         return digest.hexdigest()
 
     def select_classes(self, classes: Sequence[int] | np.ndarray) -> Split:
-        """The images of some classes, relabelled from 0 in the given order of classes."""
+        """The images of some classes, relabelled from 0 in the given order of classes; of none, an empty split."""
         order = np.full(self.num_classes, -1, dtype=np.int64)
         order[np.asarray(classes, dtype=np.int64)] = np.arange(len(classes))
         rows = np.flatnonzero(order[self.labels] >= 0)
@@ -145,10 +145,6 @@ class Splits:
     train: Split
     test: Split
     origin: str = ""
-
-    def __post_init__(self) -> None:
-        if not len(self.test):
-            raise DataError("the test split has no images; check the folder or file, and the classes chosen from it")
 
 
 def _shuffled_classes(count: int, seed: int) -> list[int]:

@@ -17,6 +17,7 @@ import torch
 from idml_zoo import results
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.corruptions import CORRUPTIONS
+from idml_zoo.data.errors import DataError
 from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import kmeans_settings
@@ -98,7 +99,9 @@ def evaluate(
     """
     record = benchmarks[benchmark] if isinstance(benchmark, str) else benchmark
     _check_arguments(record.name, row, seed, similarity, tau, corruptions, severities)
-    split = split or record.splits(root).test
+    split = record.splits(root).test if split is None else split
+    if not len(split):  # as the training split of a benchmark whose every class tests
+        raise DataError(f"{record.name}: the {split_name} split has no images to measure")
     device = as_device(device)
     started = time.perf_counter()
     model = as_embedder(model, transform)
