@@ -100,6 +100,15 @@ class Run:
         """Folder of what an interrupted run goes on from."""
         return self.folder / "checkpoints"
 
+    @property
+    def kept(self) -> str:
+        """A sentence on what an interrupted run has left on the disk."""
+        what = {"the last checkpoint": self.checkpoints, "the model of the last whole epoch": self.folder / "model"}
+        there = [f"{name} in {path}" for name, path in what.items() if path.is_dir()]
+        return (
+            f"Kept: {', '.join(there)}" if there else "There is no checkpoint yet; for early ones set checkpoint_every"
+        )
+
     def parts(self) -> dict[str, Any]:
         """What has a state that a checkpoint keeps."""
         parts = {"model": self.model, "criterion": self.criterion, "optimizer": self.optimizer}

@@ -186,8 +186,7 @@ def write_log(
         state.statistics = {k: v.item() for k, v in run.criterion.statistics(embedding, labels).items()}
     if wrong := diagnosis(state.statistics, embedding, run.variant.has_level):
         raise TrainingError(
-            f"{wrong}, at step {state.step}; lower lr (now {run.config.lr:g}) or its multipliers. The last checkpoint "
-            f"is in {run.checkpoints}"
+            f"{wrong}, at step {state.step}; lower lr (now {run.config.lr:g}) or its multipliers. {run.kept}"
         )
     if run.main:
         entry = {"epoch": state.epoch + 1, "step": state.step, "loss": loss, "lr": run.optimizer.param_groups[0]["lr"]}
@@ -201,8 +200,7 @@ def check(run: Run, state: State, bad: Tensor) -> None:
     if bad.item():
         raise TrainingError(
             f"the loss was not finite in {int(bad.item())} of the steps up to {state.step}; lower lr (now "
-            f"{run.config.lr:g}) or raise tau. The last good checkpoint is in {run.checkpoints}, the model of the last "
-            f"whole epoch in {run.folder / 'model'}"
+            f"{run.config.lr:g}) or raise tau. {run.kept}"
         )
 
 

@@ -74,6 +74,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_reason_and_keeps_the_last_mode
     assert train.main(tiny(tmp_path, "variant=pa")) == 1
     err = capsys.readouterr().err
     assert "TrainingError: the loss was not finite in 1 of the steps up to 2; lower lr (now 0.001)" in err
+    assert "Kept: the last checkpoint in" in err and "the model of the last whole epoch in" in err.replace("\n", " ")
     assert (tmp_path / "runs" / "mine" / "pa-test_resnet-32px" / "seed0" / "model" / "model.safetensors").is_file()
     assert not (tmp_path / "board").exists(), "no result of a run that failed"
 
