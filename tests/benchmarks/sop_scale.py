@@ -110,12 +110,14 @@ def main() -> None:
     rates = [float(row["images_per_second"]) for row in log[1:]]  # the first step warms up
     seconds = result["provenance"]["seconds"]
     print(f"{result['provenance']['device']}, {result['provenance']['threads']} threads: {' '.join(args.overrides)}")
-    print(f"training: {args.steps} steps in {seconds['train']:.0f} s, {np.median(rates):.0f} images/s")
+    print(f"training: {args.steps} steps in {seconds['train']:.0f} s, {np.median(rates):.1f} images/s")
     epoch = 496 * 120 / np.median(rates)
     print(f"an epoch of 496 steps would take {epoch / 60:.1f} min; 60 epochs, 5 of them of the head alone, less than")
     print(f"{60 * epoch / 3600:.1f} h")
     print(f"evaluation of {result['queries']:,} images: {seconds['evaluate']:.0f} s; everything: {whole:.0f} s")
-    print(f"most memory: {max(held) / 2**30:.1f} GiB resident (mapped pixels included); device: {log[-1]['gib']} GiB")
+    print(
+        f"most memory: {max(held) / 2**30:.1f} GiB resident (mapped pixels included); device: {float(log[-1]['gib']):.1f} GiB"
+    )
 
 
 if __name__ == "__main__":
