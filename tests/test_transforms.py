@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms
+from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_evaluation_parts, build_transforms
 
 
 def test_transforms():
@@ -39,6 +39,17 @@ def test_device_transforms_are_the_same_transform_in_two_parts():
     for row in range(6):
         found = flipping(parts)[row]
         assert torch.equal(found, expected[row]) or torch.equal(found, expected[row].flip(-1))
+
+
+@pytest.mark.parametrize("size", [(50, 70), (20, 90), (9, 9)])
+def test_evaluation_in_two_parts_has_the_same_numbers(size):
+    config = TransformConfig(image_size=32)
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(4)]
+    on_worker, on_batch = build_evaluation_parts(config)
+    pixels = torch.stack([on_worker(i) for i in images])
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(on_batch(pixels), torch.stack([build_transforms(config)[1](i) for i in images]))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])

@@ -91,9 +91,7 @@ def build_transforms(config: TransformConfig) -> tuple[Callable[..., Tensor], Ca
 
     geometry, end = _train_geometry(config), _to_float(config)
     flip = [v2.RandomHorizontalFlip()] if config.flip else []
-    resize = v2.Resize(round(config.image_size / config.crop_fraction), interpolation=_mode(config))
-    evaluate = [resize, v2.CenterCrop(config.image_size), v2.PILToTensor(), *end]
-    return v2.Compose([*geometry, *flip, *end]), v2.Compose(evaluate)
+    return v2.Compose([*geometry, *flip, *end]), v2.Compose([*_evaluation_geometry(config), *end])
 
 
 def build_device_transforms(config: TransformConfig) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]:
@@ -117,6 +115,18 @@ def build_device_transforms(config: TransformConfig) -> tuple[Callable[..., Tens
     return v2.Compose(_train_geometry(config)), on_device
 
 
+def build_evaluation_parts(config: TransformConfig) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]:
+    """The evaluation transform in two parts, so that floats are made in batches; the numbers stay the same.
+
+    Returns:
+        (for the loader: PIL image to uint8 ``(3, image_size, image_size)``; for the batch: uint8 ``(B, 3, S, S)`` on
+        any device to float32 there, fastest while the batch is contiguous).
+    """
+    from torchvision.transforms import v2
+
+    return v2.Compose(_evaluation_geometry(config)), v2.Compose(_to_float(config))
+
+
 def _mode(config: TransformConfig) -> Any:
     from torchvision.transforms import InterpolationMode
 
@@ -131,6 +141,13 @@ def _train_geometry(config: TransformConfig) -> list[Any]:
     if config.interpolation == "lanczos":  # torch has none for tensors
         return [v2.ToPILImage(), crop, v2.PILToTensor()]
     return [v2.PILToTensor(), crop]
+
+
+def _evaluation_geometry(config: TransformConfig) -> list[Any]:
+    from torchvision.transforms import v2
+
+    resize = v2.Resize(round(config.image_size / config.crop_fraction), interpolation=_mode(config))
+    return [resize, v2.CenterCrop(config.image_size), v2.PILToTensor()]
 
 
 def _to_float(config: TransformConfig) -> list[Any]:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from idml_zoo.data.images import ImageDataset
 from idml_zoo.data.split import Split
-from idml_zoo.data.transforms import TransformConfig, build_transforms
+from idml_zoo.data.transforms import TransformConfig, build_evaluation_parts
 from idml_zoo.distributed import gather_dealt, place
 from idml_zoo.types import Embedding
 
@@ -88,9 +88,9 @@ def embed(
     from rich.progress import track
 
     device = as_device(device)
-    as_tensor: Any = _untouched if transform is None else build_transforms(transform)[1]
+    as_pixels, as_floats = (_untouched, _untouched) if transform is None else build_evaluation_parts(transform)
     rank, world = place() if share else (0, 1)
-    mine = ImageDataset(split, as_tensor)
+    mine = ImageDataset(split, as_pixels)
     loader: Any = DataLoader(
         mine if world == 1 else torch.utils.data.Subset(mine, range(rank, len(mine), world)),
         batch_size,
@@ -103,7 +103,8 @@ def embed(
     with evaluating(model):
         for images, _, _ in track(loader, description="embedding", transient=True, disable=not progress):
             if transform is not None:
-                images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+                images = as_floats(images.to(device, non_blocking=True))
+                images = images.to(memory_format=torch.channels_last)
             parts.append(model(images).to("cpu", torch.float32))
     if world == 1:
         return Embedding.cat(parts).check_values()

@@ -115,9 +115,8 @@ def main() -> None:
     print(f"an epoch of 496 steps would take {epoch / 60:.1f} min; 60 epochs, 5 of them of the head alone, less than")
     print(f"{60 * epoch / 3600:.1f} h")
     print(f"evaluation of {result['queries']:,} images: {seconds['evaluate']:.0f} s; everything: {whole:.0f} s")
-    print(
-        f"most memory: {max(held) / 2**30:.1f} GiB resident (mapped pixels included); device: {float(log[-1]['gib']):.1f} GiB"
-    )
+    print(f"most memory: {max(held) / 2**30:.1f} GiB resident (mapped pixels included)")
+    print(f"device: {float(log[-1]['gib']):.1f} GiB")
 
 
 if __name__ == "__main__":
