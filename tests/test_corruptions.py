@@ -14,7 +14,7 @@ from scipy.stats import norm
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import v2
 
-from idml_zoo.data.corruptions import CORRUPTIONS, CorruptedImages, corrupt, corrupt_image
+from idml_zoo.data.corruptions import CORRUPTIONS, CorruptedImages, RememberedImages, corrupt, corrupt_image
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.images import ArrayImages, ImageDataset
 from idml_zoo.data.split import Split, Subset
@@ -259,6 +259,33 @@ def test_tiny_and_grey_images(kind, severity):
     if kind not in RANDOM:
         channels = values(corrupt_image(grey, kind, severity, rng()))
         assert np.ptp(channels, axis=2).max() == 0, "grey stays grey"
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "lanczos"])
+def test_remembered_images_are_decoded_once_and_corrupted_alike(interpolation):
+    asked = []
+
+    class Counted(Photos):
+        def __getitem__(self, index):
+            asked.append(index)
+            return super().__getitem__(index)
+
+    photos = Counted([noise_image(*size) for size in ((60, 41), (33, 90), (24, 24), (7, 70))])
+    pixels = sum(3 * 24 * int(24 * max(p.size) / min(p.size)) for p in photos.photos[:2])
+    once, some = (RememberedImages(photos, 24, interpolation, memory) for memory in (2 << 30, pixels))
+    for images, decoded in ((once, [0, 1, 2, 3]), (some, [0, 1, 2, 3] + [2, 3] * (len(CORRUPTIONS) - 1))):
+        asked.clear()
+        found = [[values(corrupted(images, kind)[i]) for i in range(4)] for kind in CORRUPTIONS]
+        assert asked == decoded
+        for kind, four in zip(CORRUPTIONS, found, strict=True):
+            expected = CorruptedImages(photos, kind, 3, 24, interpolation=interpolation)
+            assert all(np.array_equal(values(expected[i]), four[i]) for i in range(4)), kind
+    assert (len(once), once.name(1), once.fingerprint(1)) == (4, "photo 1", photos.fingerprint(1))
+    assert once.encoded(1) == photos.encoded(1)
+
+
+def corrupted(images, kind):
+    return CorruptedImages(images, kind, 3, 24)
 
 
 def test_fingerprints_and_names_tell_everything_apart():

@@ -124,6 +124,50 @@ def corrupt_image(image: Image.Image, kind: str, severity: int, rng: np.random.G
     return recipe(image, strengths[severity - 1], rng)
 
 
+def _resized(image: Image.Image, side: int, interpolation: str) -> Image.Image:
+    shorter, longer = side, int(side * max(image.size) / min(image.size))
+    size = (shorter, longer) if image.width <= image.height else (longer, shorter)
+    return image if size == image.size else image.resize(size, _RESAMPLING[interpolation])
+
+
+class RememberedImages:
+    """Images resized to one shorter side, each once: an ImageSource for several passes in one process.
+
+    As :class:`CorruptedImages` would resize them, so its images over these are those over the originals.
+
+    Args:
+        images: N RGB images.
+        side, interpolation: as there.
+        memory: bytes of pixels that are kept, of the images asked for first; the others are decoded each time.
+    """
+
+    def __init__(self, images: ImageSource, side: int, interpolation: str = "bilinear", memory: int = 2 << 30) -> None:
+        self.images, self.side, self.interpolation = images, side, interpolation
+        self._room, self._kept = memory, dict[int, np.ndarray]()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if (kept := self._kept.get(index)) is not None:
+            return Image.fromarray(kept)
+        image = _resized(self.images[index], self.side, self.interpolation)
+        pixels = np.asarray(image)
+        if pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            self._kept[index] = pixels
+        return image
+
+    def encoded(self, index: int) -> bytes:
+        return self.images.encoded(index)
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def fingerprint(self, index: int) -> bytes:
+        return self.images.fingerprint(index)
+
+
 @dataclass(frozen=True)
 class CorruptedImages:
     """Images resized to one shorter side, then corrupted in those pixels: an ImageSource.
@@ -169,11 +213,7 @@ class CorruptedImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         index = range(len(self))[index]  # -1 and N - 1 are the same image
-        image = self.images[index]
-        shorter, longer = self.side, int(self.side * max(image.size) / min(image.size))
-        size = (shorter, longer) if image.width <= image.height else (longer, shorter)
-        if size != image.size:
-            image = image.resize(size, _RESAMPLING[self.interpolation])
+        image = _resized(self.images[index], self.side, self.interpolation)
         rng = np.random.default_rng([self.seed, CORRUPTIONS.index(self.kind), index])
         return corrupt_image(image, self.kind, self.severity, rng)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from idml_zoo.data.corruptions import corrupt
+from idml_zoo.data.corruptions import RememberedImages, corrupt
 from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import cluster_metrics
@@ -193,6 +193,8 @@ def corruption_curves(
     if transform is not None:  # then the transform finds nothing left to resize
         side = round(transform.image_size / transform.crop_fraction)
         resize = {"side": side, "interpolation": transform.interpolation}
+    if not how.get("workers"):  # workers would each remember their own, and only for one pass
+        split = split.with_images(RememberedImages(split.images, **resize))
     for name in corruptions:
         for severity in severities:
             worse = corrupt(split, name, severity, **resize)
