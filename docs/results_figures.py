@@ -38,6 +38,8 @@ def _finish(figure: Any, labelled: Any, found: Set, path: Path) -> None:
     """Grids, one legend for all panels, the title, the file."""
     for axis in figure.axes:
         axis.grid(alpha=0.3)
+        if not axis.lines:
+            axis.text(0.5, 0.5, "no row measured yet has this", transform=axis.transAxes, ha="center", color="#777777")
     handles, labels = labelled.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.suptitle(title_of(found))

@@ -275,17 +275,13 @@ def test_remembered_images_are_decoded_once_and_corrupted_alike(interpolation):
     once, some = (RememberedImages(photos, 24, interpolation, memory) for memory in (2 << 30, pixels))
     for images, decoded in ((once, [0, 1, 2, 3]), (some, [0, 1, 2, 3] + [2, 3] * (len(CORRUPTIONS) - 1))):
         asked.clear()
-        found = [[values(corrupted(images, kind)[i]) for i in range(4)] for kind in CORRUPTIONS]
+        found = [[values(CorruptedImages(images, kind, 3, 24)[i]) for i in range(4)] for kind in CORRUPTIONS]
         assert asked == decoded
         for kind, four in zip(CORRUPTIONS, found, strict=True):
             expected = CorruptedImages(photos, kind, 3, 24, interpolation=interpolation)
             assert all(np.array_equal(values(expected[i]), four[i]) for i in range(4)), kind
     assert (len(once), once.name(1), once.fingerprint(1)) == (4, "photo 1", photos.fingerprint(1))
     assert once.encoded(1) == photos.encoded(1)
-
-
-def corrupted(images, kind):
-    return CorruptedImages(images, kind, 3, 24)
 
 
 def test_fingerprints_and_names_tell_everything_apart():

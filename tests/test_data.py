@@ -12,7 +12,7 @@ from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset, decode
 from idml_zoo.data.prepare import prepare
-from idml_zoo.data.split import Split, class_folds, hold_out_classes
+from idml_zoo.data.split import Split, Subset, class_folds, hold_out_classes
 from idml_zoo.data.table import Table, class_range, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_transforms
 from idml_zoo.evaluation.protocol import evaluate
@@ -155,6 +155,8 @@ def test_a_model_trained_elsewhere_is_shown_every_class(tmp_path):
     with pytest.raises(DataError, match="mine: every class tests; a prepared copy holds classes to train on too"):
         prepare(mine, splits, tmp_path / "data", progress=False)
     model = create_model("idml", backbone="test_resnet", embedding_dim=8)
+    with pytest.raises(DataError, match="labels must run"):
+        Split(Subset(splits.test.images, np.arange(2)), np.array([0, 1]), ())
     with pytest.raises(DataError, match="mine: the train split has no images to measure"):
         evaluate(model, mine, split=splits.train, split_name="train")
     with pytest.raises(DataError, match="leaves no class to train on; leave train_classes out"):

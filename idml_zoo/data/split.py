@@ -60,7 +60,7 @@ class Split:
         found = np.unique(self.labels)
         if len(self.labels) != len(self.images):
             raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
-        if isinstance(self.images, Subset) and not self.class_names:
+        if isinstance(self.images, Subset) and len(self.labels) == len(self.class_names) == 0:
             return  # no class was selected: every class tests
         if len(self.labels) == 0:
             raise DataError("a split has no images; check the folder or file, and the classes chosen from it")

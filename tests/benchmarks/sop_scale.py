@@ -6,8 +6,7 @@ Generates JPEG images in the shape of the data set, once: 59,551 of 11,318 class
 to measure, 2 to 12 of a class, 224 px and about 10 kB each. Then runs recipes/sop_resnet50.yaml on them for some steps,
 and its whole evaluation. Pictures are smooth colours with noise, of one layout for each class: what is learned means
 nothing. Overrides go to the recipe. Without the Hub: backbone_weights=none lr=1e-6, for at the recipe's rate a random
-network collapses. Without a GPU: mixed_precision=bf16 and 24 GiB, or batch_size=60. In minutes: backbone=test_resnet
-image_size=64.
+network collapses. Without a GPU: mixed_precision=bf16 and 24 GiB. In minutes: backbone=test_resnet image_size=64.
 """
 
 from __future__ import annotations
