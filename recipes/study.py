@@ -8,7 +8,8 @@ The file names a recipe, what it changes there (`set`), the `variants`, the `tri
 measure with, what is measured then (`measure`) and under which `name`. Losses under `scout` get `scout.trials` each;
 the best of them joins the variants, plain and introspective without mixup, so that the two differ in the metric alone.
 Trials hold out training classes and leave the test classes closed; their results go to <leaderboard>/validation. A
-variant is measured when its trials are done, with the best of them, at the last epoch, once for each seed.
+variant is measured when its trials are done, with the best of them, at the last epoch, once for each seed. A trial is
+named like its row, with its settings in the place of `tuned`.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class Progress:
         found = []
         for setting in settings:
             label = "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{k}{v}").strip("_") for k, v in setting.items())
-            name = f"{{variant}}-{{backbone}}-{{image_size}}px-{label}"
+            name = f"{self.study.name.removesuffix('tuned').rstrip('-')}-{label}"
             words = self.study.words(variant, setting, evaluate_on="validation", name=name)
             run = self.study.run(f"{self.leaderboard}/validation", words)
             found.append(Trial(setting, run, done(run.config, self.validations)))

@@ -78,6 +78,13 @@ def test_what_is_missing_is_told(small, capsys):
     assert capsys.readouterr().out.count("to do  variant") == 1 + 2 + 2, "trials; nothing to measure yet"
 
 
+def test_a_trial_is_named_like_its_row(small, capsys):
+    file, content, arguments = small
+    file.write_text(yaml.safe_dump(content | {"name": "{variant}-short-tuned"}))
+    assert study.main([str(file), "--dry-run", *arguments]) == 0
+    assert "name={variant}-short-lr0.001 " in capsys.readouterr().out
+
+
 def test_a_study_tunes_then_measures(finished, capsys):
     folder, ran = finished
     trials = [c for c in ran if c.evaluate_on == "validation"]
