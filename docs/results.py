@@ -19,11 +19,13 @@ from pathlib import Path
 
 from results_across import ACROSS, HEADLINE, introspective_pairs
 from results_figures import draw_across, draw_corruptions, draw_published, draw_risk, draw_severity
-from results_sets import LEADERBOARD, STUDIES, Set, compared, pairs, read_sets, scores, shown
+from results_sets import LEADERBOARD, STUDIES, Set, compared, pairs, queries, read_sets, scores, shown
 
 from idml_zoo.card import markdown_table
 from idml_zoo.compare import Difference
+from idml_zoo.evaluation.uncertainty import auroc
 from idml_zoo.leaderboard import Row, percent
+from idml_zoo.registry import benchmarks
 from idml_zoo.results import SEVERITIES, Result
 
 HERE = Path(__file__).parent
@@ -189,7 +191,19 @@ def rises(row: Row) -> tuple[int, int] | None:
     return (up, count) if count else None
 
 
+def twins_table(found: Set) -> str:
+    """How well each level tells glyphs whose outline is another class's too, and whose class nobody can know."""
+    twins = benchmarks[found.benchmark].splits().test.extras["twin_group"] >= 0
+    rows = []
+    for name, line in found.lines.items():
+        if line.row.values("auroc_level"):
+            told = [auroc(level, twins) for level in queries(found, line.row, "level")]
+            rows.append([f"`{name}`", percent([t for t in told if t is not None])])
+    return markdown_table(["variant", "AUROC twins"], rows)
+
+
 BLOCKS = {
+    "twins": twins_table,
     "rows": rows_table,
     "compare": compare_table,
     "tuning": tuning_table,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from introspection import COLOURS, risk
 
 from idml_zoo.compare import load_queries
+from idml_zoo.evaluation.uncertainty import risk_coverage
 from idml_zoo.registry import benchmarks
 from idml_zoo.results import SEVERITIES
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from idml_zoo.leaderboard import Row
     from idml_zoo.types import Embedding
 
+COLOURS = ("#777777", "#000000", "#CC79A7", "#0072B2", "#56B4E9", "#D55E00", "#009E73")  # Okabe and Ito
 _RIGHT, _WRONG = "#0a7d44", "#c62828"
 
 
@@ -59,7 +60,7 @@ def draw_risk(found: Set, path: Path) -> None:
             if score == "level" and not row.values("auroc_level"):
                 continue
             loaded = [load_queries(found.leaderboard / "results", r) for r in row.results]
-            curves = [risk(values, score) for values in loaded if values is not None]
+            curves = [risk_coverage(v[score], ~v["top1"].astype(bool)) for v in loaded if v is not None]
             mean = 100 * np.mean([r for _, r in curves], axis=0)
             part = curves[0][0] > 0.02
             axis.plot(curves[0][0][part], mean[part], dash, color=colour, label=name, linewidth=1.6)

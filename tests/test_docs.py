@@ -8,33 +8,35 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "docs"))
-import introspection
+import gradients
 
 
-@pytest.mark.parametrize("script", ["introspection", "results"])
+@pytest.mark.parametrize("script", ["gradients", "results"])
 def test_the_page_agrees_with_the_result_files(script):
     done = subprocess.run([sys.executable, f"docs/{script}.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_changed_number_is_seen():
-    text = introspection.PAGE.read_text()
+    text = gradients.PAGE.read_text()
     results = ROOT / "leaderboard" / "results"
-    assert introspection.page(text, results) == text
+    assert gradients.page(text, results) == text
     row = next(line for line in text.splitlines() if line.startswith("| `idml` |"))
-    assert introspection.page(text.replace(row, row.replace("±", "+")), results) == text
+    assert gradients.page(text.replace(row, row.replace("±", "+")), results) == text
 
 
-def test_risk_is_the_share_of_wrong_ones_among_the_surest():
-    values = {"level": np.array([0.3, 0.1, 0.2, 0.4]), "top1": np.array([True, True, False, False])}
-    coverage, risk = introspection.risk(values, "level")
-    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
-    assert risk.tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
+def test_how_well_twins_are_told():
+    """The block of twins, by scikit-learn."""
+    import results
+    from sklearn.metrics import roc_auc_score
 
+    from idml_zoo.registry import benchmarks
 
-def test_the_figure_is_drawn(tmp_path):
-    introspection.draw(ROOT / "leaderboard" / "results", ["glyphs"], tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 20_000
+    (found,) = (f for f in results.read_sets() if f.benchmark == "glyphs")
+    lines = [line for line in results.twins_table(found).splitlines() if line.startswith("| `idml` |")]
+    twins = benchmarks["glyphs"].splits().test.extras["twin_group"] >= 0
+    told = [100 * roc_auc_score(twins, level) for level in results.queries(found, found.lines["idml"].row, "level")]
+    assert lines == [f"| `idml` | {np.mean(told):.1f} ± {np.std(told, ddof=1):.1f} |"]
 
 
 def test_severity_is_drawn_where_it_is_known(tmp_path):
