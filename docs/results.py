@@ -191,6 +191,24 @@ def rises(row: Row) -> tuple[int, int] | None:
     return (up, count) if count else None
 
 
+def corrupted_table(found: Set) -> str:
+    """R@1 of corrupted queries, the mean over severities, and how the level rises from the first to the last."""
+    kinds = list(dict.fromkeys(k for line in found.lines.values() for k in line.row.first.corruptions))
+    rows = []
+    for name, line in found.lines.items():
+        recall, rise = ["–"] * len(kinds), ["–"] * len(kinds)
+        for i, kind in enumerate(kinds):
+            curves = [r.corruptions[kind] for r in line.row.results if kind in r.corruptions]
+            if len(curves) < max(2, len(line.row.results)):
+                continue
+            recall[i] = percent([statistics.fmean(c[s]["recall@1"] for s in SEVERITIES) for c in curves])
+            if line.row.values("auroc_level"):
+                ratios = [c[SEVERITIES[-1]]["level"] / c[SEVERITIES[0]]["level"] for c in curves]
+                rise[i] = f"{statistics.fmean(ratios):.2f} ± {statistics.stdev(ratios):.2f}"
+        rows.append([f"`{name}`", percent(line.row.values("recall@1")), *recall, *rise])
+    return markdown_table(["variant", "R@1, clean", *kinds, *(f"‖u‖, {k}" for k in kinds)], rows)
+
+
 def twins_table(found: Set) -> str:
     """How well each level tells glyphs whose outline is another class's too, and whose class nobody can know."""
     twins = benchmarks[found.benchmark].splits().test.extras["twin_group"] >= 0
@@ -203,6 +221,7 @@ def twins_table(found: Set) -> str:
 
 
 BLOCKS = {
+    "corrupted": corrupted_table,
     "twins": twins_table,
     "rows": rows_table,
     "compare": compare_table,

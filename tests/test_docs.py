@@ -39,6 +39,22 @@ def test_how_well_twins_are_told():
     assert lines == [f"| `idml` | {np.mean(told):.1f} ± {np.std(told, ddof=1):.1f} |"]
 
 
+def test_the_table_of_corrupted_queries_is_of_the_files_numbers():
+    import json
+
+    import results
+
+    (found,) = (f for f in results.read_sets() if f.benchmark == "cub2010")
+    (line,) = (t for t in results.corrupted_table(found).splitlines() if t.startswith("| `idml` |"))
+    folder = ROOT / "leaderboard" / "results" / "cub2010" / "idml-tf_efficientnet_lite0-96px-tuned"
+    noise = [json.loads(f.read_text())["corruptions"]["noise"] for f in folder.glob("seed*.json")]
+    recall = [100 * np.mean([at["recall@1"] for at in curve.values()]) for curve in noise]
+    rise = [curve["5"]["level"] / curve["1"]["level"] for curve in noise]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3] == f"{np.mean(recall):.1f} ± {np.std(recall, ddof=1):.1f}"
+    assert cells[6] == f"{np.mean(rise):.2f} ± {np.std(rise, ddof=1):.2f}"
+
+
 def test_severity_is_drawn_where_it_is_known(tmp_path):
     import results
 
