@@ -186,9 +186,8 @@ def _row(key: str, row: Row, metrics: Sequence[str], results: Path) -> str:
     flags = [("checkpoint chosen on the test set", r.protocol.checkpoint == "test")]
     flags.append(("uncommitted code", any(s.provenance.dirty for s in row.results)))
     marks = "".join(f' <span class="badge warn">{text}</span>' for text, shown in flags if shown)
-    cells.append(
-        f'<th scope="row"><button aria-expanded="true" aria-controls="{key}">{escape(r.row)}</button>{marks}</th>'
-    )
+    name = escape(r.row).replace("_", "_<wbr>")  # where a long name may break
+    cells.append(f'<th scope="row"><button aria-expanded="true" aria-controls="{key}">{name}</button>{marks}</th>')
     for metric in metrics:
         values = row.values(metric)
         hint = ", ".join(
