@@ -211,6 +211,8 @@ def corrupted_table(found: Set) -> str:
 
 def twins_table(found: Set) -> str:
     """How well each level tells glyphs whose outline is another class's too, and whose class nobody can know."""
+    if found.benchmark not in benchmarks or not benchmarks[found.benchmark].embedded:
+        return "Which images another class has too is known of glyphs alone."
     twins = benchmarks[found.benchmark].splits().test.extras["twin_group"] >= 0
     rows = []
     for name, line in found.lines.items():
