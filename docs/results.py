@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results_across import ACROSS, HEADLINE, introspective_pairs
-from results_figures import draw_across, draw_corruptions, draw_published, draw_risk, draw_severity
+from results_figures import draw_across, draw_corruptions, draw_published, draw_risk, draw_severity, known_of, risen
 from results_sets import LEADERBOARD, STUDIES, Set, compared, pairs, queries, read_sets, scores, shown
 
 from idml_zoo.card import markdown_table
 from idml_zoo.compare import Difference
 from idml_zoo.evaluation.uncertainty import auroc
 from idml_zoo.leaderboard import Row, percent
-from idml_zoo.registry import benchmarks
 from idml_zoo.results import SEVERITIES, Result
 
 HERE = Path(__file__).parent
@@ -203,7 +202,7 @@ def corrupted_table(found: Set) -> str:
                 continue
             recall[i] = percent([statistics.fmean(c[s]["recall@1"] for s in SEVERITIES) for c in curves])
             if line.row.values("auroc_level"):
-                ratios = [c[SEVERITIES[-1]]["level"] / c[SEVERITIES[0]]["level"] for c in curves]
+                ratios = [risen(c) for c in curves]
                 rise[i] = f"{statistics.fmean(ratios):.2f} ± {statistics.stdev(ratios):.2f}"
         rows.append([f"`{name}`", percent(line.row.values("recall@1")), *recall, *rise])
     return markdown_table(["variant", "R@1, clean", *kinds, *(f"‖u‖, {k}" for k in kinds)], rows)
@@ -211,13 +210,13 @@ def corrupted_table(found: Set) -> str:
 
 def twins_table(found: Set) -> str:
     """How well each level tells glyphs whose outline is another class's too, and whose class nobody can know."""
-    if found.benchmark not in benchmarks or not benchmarks[found.benchmark].embedded:
+    groups = known_of(found).get("twin_group")
+    if groups is None:
         return "Which images another class has too is known of glyphs alone."
-    twins = benchmarks[found.benchmark].splits().test.extras["twin_group"] >= 0
     rows = []
     for name, line in found.lines.items():
         if line.row.values("auroc_level"):
-            told = [auroc(level, twins) for level in queries(found, line.row, "level")]
+            told = [auroc(level, groups >= 0) for level in queries(found, line.row, "level")]
             rows.append([f"`{name}`", percent([t for t in told if t is not None])])
     return markdown_table(["variant", "AUROC twins"], rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,22 +107,28 @@ def draw_corruptions(found: Set, path: Path) -> bool:
     return True
 
 
+def known_of(found: Set) -> dict[str, np.ndarray]:
+    """What is known of each test image besides its class; nothing of images that are not made by us."""
+    if found.benchmark not in benchmarks or not benchmarks[found.benchmark].embedded:
+        return {}
+    return dict(benchmarks[found.benchmark].splits().test.extras)
+
+
 def _fifths(found: Set) -> list[np.ndarray] | None:
     """Test images from the least to the most degraded, in five parts; None where nobody knows how degraded they are."""
-    if found.benchmark not in benchmarks or not benchmarks[found.benchmark].embedded:
-        return None
-    severity = benchmarks[found.benchmark].splits().test.extras["severity"]
-    return np.array_split(np.argsort(severity, kind="stable"), 5)
+    severity = known_of(found).get("severity")
+    return None if severity is None else np.array_split(np.argsort(severity, kind="stable"), 5)
+
+
+def risen(curve: Mapping[str, Mapping[str, float]]) -> float:
+    """How many times higher the mean level is at the last severity of a corruption than at the first."""
+    return curve[SEVERITIES[-1]]["level"] / curve[SEVERITIES[0]]["level"]
 
 
 def rise(found: Set, row: Row) -> list[float]:
     """For each seed, how many times higher the mean level of the most degraded images is than that of the least."""
     if row.first.corruptions:
-        first, last = SEVERITIES[0], SEVERITIES[-1]
-        return [
-            float(np.mean([curve[last]["level"] / curve[first]["level"] for curve in r.corruptions.values()]))
-            for r in row.results
-        ]
+        return [float(np.mean([risen(curve) for curve in r.corruptions.values()])) for r in row.results]
     parts = _fifths(found)
     if parts is None:
         return []
