@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import yaml
+from blocks import write
 
 from idml_zoo.card import markdown_table
 from idml_zoo.leaderboard import group, percent
@@ -115,14 +116,9 @@ def trials_table(folder: Path = TRIALS) -> str:
     return markdown_table(["variant", "setting", "seeds", *COLUMNS], lines)
 
 
-def page(text: str, results: Path) -> str:
-    """The page with every generated block replaced."""
-    made = {"pace": lambda: pace_table(results), "trials": trials_table}
-
-    def block(match: re.Match[str]) -> str:
-        return f"<!-- table: {match[1]} -->\n{made[match[1]]()}\n<!-- end -->"
-
-    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+def block(name: str, results: Path) -> str:
+    """The content of a block."""
+    return {"pace": lambda: pace_table(results), "trials": trials_table}[name]()
 
 
 def main() -> int:
@@ -133,14 +129,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.pace:
         PACE.write_text(json.dumps(measure_pace(args.pace, args.results), indent=1) + "\n", encoding="utf-8")
-    old = PAGE.read_text(encoding="utf-8")
-    new = page(old, args.results)
-    if args.check:
-        print(f"{PAGE.name}: {'agrees with' if new == old else 'differs from'} the result files")
-        return int(new != old)
-    PAGE.write_text(new, encoding="utf-8")
-    print(PAGE.name)
-    return 0
+    return write([PAGE], partial(block, results=args.results), args.check)
 
 
 if __name__ == "__main__":

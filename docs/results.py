@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from blocks import write
 from results_across import ACROSS, HEADLINE, introspective_pairs
 from results_figures import draw_across, draw_corruptions, draw_published, draw_risk, draw_severity, known_of, risen
 from results_sets import LEADERBOARD, STUDIES, Set, compared, pairs, queries, read_sets, scores, shown
@@ -232,21 +233,15 @@ BLOCKS = {
 }
 
 
-def page(text: str, sets: list[Set]) -> str:
-    """The page with every generated block replaced; ValueError for a block of a set that has no results."""
+def block(name: str, sets: list[Set]) -> str:
+    """The content of a block; ValueError for an unknown one and for one of a set that has no results."""
     known = {found.benchmark: found for found in sets}
-
-    def block(match: re.Match[str]) -> str:
-        what, _, name = match[1].partition(" ")
-        if what in ACROSS:
-            content = ACROSS[what](sets)
-        elif what in BLOCKS and name in known:
-            content = BLOCKS[what](known[name])
-        else:
-            raise ValueError(f"no block {match[1]!r}: {', '.join(BLOCKS)} of {', '.join(known) or 'no set yet'}")
-        return f"<!-- made: {match[1]} -->\n{content}\n<!-- end -->"
-
-    return re.sub(r"<!-- made: ([\w ]+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+    what, _, benchmark = name.partition(" ")
+    if what in ACROSS:
+        return ACROSS[what](sets)
+    if what in BLOCKS and benchmark in known:
+        return BLOCKS[what](known[benchmark])
+    raise ValueError(f"no block {name!r}: {', '.join(BLOCKS)} of {', '.join(known) or 'no set yet'}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -257,17 +252,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--leaderboard", type=Path, default=LEADERBOARD)
     args = parser.parse_args(arguments)
     sets = read_sets(args.studies, args.leaderboard)
-    differ = 0
-    for path in args.page:
-        old = path.read_text(encoding="utf-8")
-        new = page(old, sets)
-        if args.check:
-            print(f"{path.name}: {'agrees with' if new == old else 'differs from'} the result files")
-            differ += new != old
-        else:
-            path.write_text(new, encoding="utf-8")
+    status = write(args.page, partial(block, sets=sets), args.check)
     if args.check:
-        return int(differ > 0)
+        return status
     pictures = args.page[0].with_suffix("")
     pictures.mkdir(exist_ok=True)
     for found in sets:

@@ -201,11 +201,11 @@ def show(out: Console, config: Config) -> None:
     """The table so far."""
     board = Path(config.leaderboard)
     try:
-        build_leaderboard(board)
         rows = [r for r in read_results(board / "results") if r.benchmark == config.benchmark]
         out.print(summary(rows))
-    except ResultError as error:  # for example a row of which some seeds are of another protocol version
-        print(f"no table: {error}", file=sys.stderr)
+        build_leaderboard(board)
+    except ResultError as error:  # a row of several protocol versions, or whose queries are not stored here
+        print(f"no page: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

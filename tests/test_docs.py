@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ def test_the_page_agrees_with_the_result_files(script):
 
 
 def test_a_changed_number_is_seen():
+    import blocks
+
     text = gradients.PAGE.read_text()
-    results = ROOT / "leaderboard" / "results"
-    assert gradients.page(text, results) == text
+    made = partial(gradients.block, results=ROOT / "leaderboard" / "results")
+    assert blocks.fill(text, made) == text
     row = next(line for line in text.splitlines() if line.startswith("| `idml` |"))
-    assert gradients.page(text.replace(row, row.replace("±", "+")), results) == text
+    assert blocks.fill(text.replace(row, row.replace("±", "+")), made) == text
 
 
 def test_how_well_twins_are_told():
