@@ -1,15 +1,19 @@
 """A study tunes every variant alike on held-out classes, then opens the test classes once; a page is made of it."""
 
+import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import study
+import sweep
 import train
 import yaml
 from conftest import ROOT
 from PIL import Image
+from rich.console import Console
 from tiny_runs import TINY
 
 from idml_zoo.compare import Difference
@@ -70,6 +74,18 @@ def finished(tmp_path_factory):
         assert study.main(arguments) == 0
         assert ran == done, "nothing is run twice"
     return folder, ran
+
+
+def test_the_table_is_shown_where_no_page_can_be_made(finished, tmp_path, capsys):
+    """As in a clone: the queries of the trials are not stored there."""
+    folder, ran = finished
+    board = Path(shutil.copytree(folder / "board", tmp_path / "board"))
+    sweep.show(Console(), replace(ran[0], leaderboard=str(board)))
+    assert "no page" not in capsys.readouterr().err
+    next((board / "results").rglob("*.queries.npz")).unlink()
+    sweep.show(Console(), replace(ran[0], leaderboard=str(board)))
+    told = capsys.readouterr()
+    assert "MAP@R" in told.out and "no page: " in told.err and ".queries.npz is missing" in told.err
 
 
 def test_what_is_missing_is_told(small, capsys):
