@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import ROOT
+from rich.console import Console
 
 from idml_zoo import leaderboard, results
 from idml_zoo.cli import main
@@ -142,6 +144,21 @@ def test_the_table_has_mean_and_sample_std_and_missing_cells_stay_missing(tmp_pa
     assert float(rows[1]["recall@1"]) == pytest.approx(0.53) and float(rows[1]["recall@1_seed_std"]) == pytest.approx(
         0.036056
     )
+
+
+def test_many_rows_fit_a_terminal():
+    """And a log, which has 80 letters a line: no value is broken, no name cut off."""
+    for count in (3, 4, 12):
+        names = [f"idml_multi_similarity_no_mixup-tf_efficientnet_lite0-96px-lr0.{i}-tau1.0" for i in range(count)]
+        some = [make_result(row=name, seed=seed, recall=0.5 + 0.01 * seed) for name in names for seed in (0, 1)]
+        out = Console(soft_wrap=True, width=80, file=io.StringIO())
+        out.print(leaderboard.summary(some))
+        told = out.file.getvalue()
+        assert told.count("50.5 ± 0.7") == (count if count > 3 else 2 * count), told  # R@1 alone, R@1 and R@2
+        if count > 3:
+            assert max(map(len, told.splitlines())) <= 80
+            letters = "".join(line.split("  ")[0].strip() for line in told.splitlines()[2:])
+            assert letters == "".join(names)
 
 
 def test_reported_rows_stand_apart(tmp_path):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "build_leaderboard", "check", "group", "in_order", "percent", "render", "summary", "title"]
 
+_IN_LINE = ("recall@1", "map@r", "nmi", "auroc_level", "auroc_top1_similarity")  # what fits into 80 letters
+
 
 def render(root: str | Path) -> dict[str, str]:
     """File name to text, for everything that is generated; nothing is written.
@@ -76,13 +78,23 @@ def check(root: str | Path = "leaderboard") -> list[str]:
 
 
 def summary(results: Sequence[Result]) -> Table:
-    """A rich table of a few results, for the terminal."""
+    """A rich table of results, for the terminal: up to three rows beside each other, more of them a line each."""
     from rich.table import Table
 
     rows = group(results)
     r = results[0]
     what = "test images" if r.protocol.split == "test" else "held-out training images"
-    table = Table(title=f"{r.benchmark}, {r.queries:,} {what}, percent")
+    heading = f"{r.benchmark}, {r.queries:,} {what}, percent"
+    if len(rows) > 3:  # columns of more would be squeezed to single letters in a terminal, and in a log always
+        metrics = [m for m in columns(rows) if m in _IN_LINE]
+        table = Table(title=heading, title_justify="left", box=None, pad_edge=False)
+        table.add_column("", overflow="fold")
+        for metric in metrics:
+            table.add_column(title(metric), justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(row.first.row, *(percent(row.values(metric)) for metric in metrics))
+        return table
+    table = Table(title=heading)
     table.add_column("")
     for row in rows:
         table.add_column(row.first.row, justify="right", overflow="fold")
