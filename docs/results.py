@@ -101,8 +101,8 @@ def tuning_table(found: Set) -> str:
     for name in sorted(found.lines, key=lambda n: first[n]):
         tried = []
         for trial in found.progress.trials(name):
-            assert trial.result
-            value = f"{100 * found.progress.score(trial.result):.1f}"
+            assert trial.settled
+            value = f"{100 * found.progress.score(trial.result):.1f}" if trial.result else "lost"
             tried.append(
                 f"{said(trial.settings)}: {f'**{value}**' if trial.settings == found.lines[name].settings else value}"
             )

@@ -12,6 +12,10 @@ from torch import Tensor
 _NORM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
+class EmbeddingError(ValueError):
+    """An embedding that is not finite or has not unit norm: a network that diverged, or broken weights or images."""
+
+
 @dataclass(frozen=True)
 class Embedding:
     """What IDML says of a batch of images.
@@ -27,7 +31,7 @@ class Embedding:
     search and evaluation check those with :meth:`check_values`.
 
     Raises:
-        ValueError: naming the field, what was found and what was expected.
+        ValueError: naming the field, what was found and what was expected; of values an :class:`EmbeddingError`.
     """
 
     semantic: Tensor
@@ -49,11 +53,11 @@ class Embedding:
             self.check_values()
 
     def check_values(self) -> Embedding:
-        """Returns self if every value is finite and every semantic vector has unit norm, else raises ValueError."""
+        """Returns self if every value is finite and every semantic vector has unit norm, else raises EmbeddingError."""
         for name, value in (("semantic", self.semantic), ("uncertainty", self.uncertainty)):
             bad = ~torch.isfinite(value.detach()).all(1)
             if bad.any():
-                raise ValueError(
+                raise EmbeddingError(
                     f"{name} has NaN or inf in {int(bad.sum())} of {len(value)} rows (first: row "
                     f"{int(bad.nonzero()[0])}); the network diverged or its weights or images are broken"
                 )
@@ -63,7 +67,7 @@ class Embedding:
         off = (norm - 1).abs() > _NORM_TOLERANCE[self.dtype]
         if off.any():
             row = int(off.nonzero()[0])
-            raise ValueError(
+            raise EmbeddingError(
                 f"semantic must have unit norm, but {int(off.sum())} of {len(off)} rows do not (row {row}: norm "
                 f"{float(norm[row]):.4g}); apply torch.nn.functional.normalize, and look for all-zero features"
             )

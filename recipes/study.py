@@ -9,12 +9,14 @@ measure with, what is measured then (`measure`) and under which `name`. Losses u
 the best of them joins the variants, plain and introspective without mixup, so that the two differ in the metric alone.
 Trials hold out training classes and leave the test classes closed; their results go to <leaderboard>/validation. A
 variant is measured when its trials are done, with the best of them, at the last epoch, once for each seed. A trial is
-named like its row, with its settings in the place of `tuned`.
+named like its row, with its settings in the place of `tuned`. One whose network collapsed or whose loss was not finite
+is lost: it counts as tried, is never chosen, and <leaderboard>/validation/lost says why.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -24,8 +26,9 @@ from typing import Any
 
 import yaml
 from config import Config, ConfigError, load_config
+from lost import Lost, read_lost
 from rich.console import Console
-from sweep import Run, done, recipes_of, work
+from sweep import Run, done, essence, recipes_of, work
 
 from idml_zoo.registry import nearest
 from idml_zoo.results import Result, read_results
@@ -108,11 +111,17 @@ def read_study(path: Path) -> Study:
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of one variant on the held-out classes, with its result where there is one."""
+    """One setting of one variant on the held-out classes, with its result where there is one, or how it was lost."""
 
     settings: dict[str, Any]
     run: Run
     result: Result | None
+    lost: Lost | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has been tried."""
+        return self.result is not None or self.lost is not None
 
 
 def _stem(result: Result) -> str:
@@ -131,6 +140,8 @@ class Progress:
         """Reads the result files again."""
         self.tests: Known = recipes_of(read_results(Path(self.leaderboard) / "results"))
         self.validations: Known = recipes_of(read_results(Path(self.leaderboard) / "validation" / "results"))
+        told = read_lost(Path(self.leaderboard) / "validation")
+        self.lost = [(essence(dataclasses.asdict(Config()) | one.recipe), one) for one in told]
 
     def trials(self, variant: str, settings: list[dict[str, Any]] | None = None) -> list[Trial]:
         """All trials of a variant, in the file's order."""
@@ -143,7 +154,9 @@ class Progress:
             name = f"{self.study.name.removesuffix('tuned').rstrip('-')}-{label}"
             words = self.study.words(variant, setting, evaluate_on="validation", name=name)
             run = self.study.run(f"{self.leaderboard}/validation", words)
-            found.append(Trial(setting, run, done(run.config, self.validations)))
+            mine = essence(dataclasses.asdict(run.config))
+            lost = next((one for recipe, one in self.lost if recipe == mine), None)
+            found.append(Trial(setting, run, done(run.config, self.validations), lost))
         return found
 
     def score(self, result: Result) -> float:
@@ -154,10 +167,10 @@ class Progress:
         return value
 
     def chosen(self, variant: str) -> Trial | None:
-        """The best trial of a variant; None until all are done. Of equals the first."""
+        """The best trial of a variant; None until all are done, or where all are lost. Of equals the first."""
         trials = self.trials(variant)
         results = [(self.score(t.result), t) for t in trials if t.result]
-        return max(results, key=lambda pair: pair[0])[1] if len(results) == len(trials) else None
+        return max(results, key=lambda pair: pair[0])[1] if results and all(t.settled for t in trials) else None
 
     def scouted(self) -> list[tuple[str, Trial]]:
         """The scouts' trials."""
@@ -167,7 +180,7 @@ class Progress:
     def variants(self) -> list[str]:
         """Those to tune and measure; with the best scout, plain and introspective, once that is known."""
         scouts = self.scouted()
-        if not scouts or any(t.result is None for _, t in scouts):
+        if not any(t.result for _, t in scouts) or not all(t.settled for _, t in scouts):
             return list(self.study.variants)
         best = max(scouts, key=lambda pair: self.score(pair[1].result) if pair[1].result else 0.0)[0]
         return [*self.study.variants, best, f"idml_{best}_no_mixup"]
@@ -187,24 +200,30 @@ class Progress:
 
     def missing(self) -> Iterator[Run]:
         """What can be run now: variant by variant, its trials before its measurements."""
-        yield from (trial.run for _, trial in self.scouted() if trial.result is None)
+        yield from (trial.run for _, trial in self.scouted() if not trial.settled)
         for variant in self.variants():
-            yield from (trial.run for trial in self.trials(variant) if trial.result is None)
+            yield from (trial.run for trial in self.trials(variant) if not trial.settled)
             yield from (run for run, result in self.finals(variant) if result is None)
 
 
 def report(progress: Progress, out: Console) -> None:
     """A line for each variant: trials, what was chosen, seeds measured."""
+
+    def told(trial: Trial) -> str:
+        return f"{100 * progress.score(trial.result):.1f}" if trial.result else "lost" if trial.lost else "–"
+
     for variant, trial in progress.scouted():
-        score = f"{100 * progress.score(trial.result):.1f}" if trial.result else "to do"
-        out.print(f"scout  {variant:<28} {trial.settings}  {score}")
+        out.print(f"scout  {variant:<28} {trial.settings}  {told(trial)}")
     for variant in progress.variants():
         trials, best = progress.trials(variant), progress.chosen(variant)
-        scores = " ".join(f"{100 * progress.score(t.result):.1f}" if t.result else "–" for t in trials)
+        scores = " ".join(told(t) for t in trials)
         finals = progress.finals(variant)
         measured = sum(result is not None for _, result in finals)
-        what = f"chosen {best.settings}, {measured} of {len(finals)} seeds measured" if best else "not tuned yet"
+        none = "every trial was lost: offer it others" if all(t.lost for t in trials) else "not tuned yet"
+        what = f"chosen {best.settings}, {measured} of {len(finals)} seeds measured" if best else none
         out.print(f"{variant:<35} {progress.study.choose_by} {scores}  {what}")
+        for lost in (t.lost for t in trials if t.lost):
+            out.print(f"  lost: {lost.reason} ({lost.path})")
 
 
 def main(arguments: list[str] | None = None) -> int:

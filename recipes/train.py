@@ -27,6 +27,7 @@ import torch
 from accelerate.utils import gather_object
 from building import set_training_mode
 from config import QUICKSTART, Config, load_config
+from lost import record
 from measuring import bring_together, measure, measure_untrained, validate
 from rich.console import Console
 from rich.markup import escape
@@ -41,7 +42,7 @@ from idml_zoo.evaluation.provenance import code_state
 from idml_zoo.leaderboard import build_leaderboard, summary
 from idml_zoo.losses import mixup
 from idml_zoo.results import Result, ResultError
-from idml_zoo.types import Embedding
+from idml_zoo.types import Embedding, EmbeddingError
 from idml_zoo.variants import variants
 from idml_zoo.zoo import weights_source
 
@@ -58,7 +59,13 @@ def run(config: Config) -> list[Result]:
     dress(made, saved)
     state = State.of(saved)
     del saved  # as large as the network
-    train(made, state)
+    try:
+        train(made, state)
+    except (TrainingError, EmbeddingError) as error:  # the latter of a model that is to be saved or validated
+        if made.main and config.evaluate_on == "validation":  # this setting has had its trial
+            reason = str(error).partition(";")[0]
+            record(config, made.benchmark.name, made.name, reason, made.accelerator.device)
+        raise
     made.accelerator.wait_for_everyone()
     # the main process goes on alone for as long as measuring takes: the others wait for it in no collective
     finished += measure(made, state)

@@ -23,7 +23,7 @@ console = Console(stderr=True)
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: a loss that is not finite, or data too small for one batch."""
+    """A run that cannot go on: a loss that is not finite, or a network that has collapsed."""
 
 
 def warn(text: str) -> None:

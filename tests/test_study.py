@@ -88,6 +88,47 @@ def test_the_table_is_shown_where_no_page_can_be_made(finished, tmp_path, capsys
     assert "MAP@R" in told.out and "no page: " in told.err and ".queries.npz is missing" in told.err
 
 
+def test_a_trial_that_collapses_counts_as_tried(tmp_path, monkeypatch, capsys):
+    content = write_study(tmp_path)
+    file, board, ran = tmp_path / "small.yaml", tmp_path / "board", []
+    trials = [{"lr": 1e9}, {"lr": 1e-3}]  # the first leaves nothing finite
+    content |= {"variants": ["pa"], "trials": {"cosine": trials, "introspective": trials}, "seeds": [0]}
+    content["set"]["epochs"] = 3
+    file.write_text(yaml.safe_dump({k: v for k, v in content.items() if k != "scout"}))
+
+    def in_process(ready, jobs, logs, out):
+        failed = 0
+        while run := ready():
+            ran.append(run.config.lr)
+            failed += train.main(["--config", run.file, *run.words])
+        return failed
+
+    monkeypatch.setattr(study, "work", in_process)
+    arguments = [str(file), "--leaderboard", str(board)]
+    assert study.main(arguments) == 1
+    assert ran == [1e9, 1e-3, 1e-3], "both trials, and the one seed of the better"
+    (lost,) = (board / "validation" / "lost").rglob("*.yaml")
+    assert lost.parts[-3:] == ("mine", "pa-test_resnet-32px-lr1000000000.0-validation", "seed0.yaml")
+    told = yaml.safe_load(lost.read_text())
+    assert told["recipe"]["lr"] == 1e9 and told["versions"]["torch"] and told["command"]
+    shown = capsys.readouterr().out
+    assert "lost" in shown and f"lost: {told['reason']} (" in shown and "1 of 1 seeds measured" in shown
+    assert study.main(arguments) == 0 and len(ran) == 3, "nor is it tried again"
+    (found,) = results.read_sets(tmp_path, board)
+    assert results.BLOCKS["tuning"](found).count(": lost") == 1
+
+    only = yaml.safe_load(file.read_text()) | {"trials": {"cosine": trials[:1], "introspective": trials[:1]}}
+    file.write_text(yaml.safe_dump(only))
+    assert study.main(arguments) == 0 and len(ran) == 3
+    assert "every trial was lost: offer it others" in capsys.readouterr().out
+    lost.write_text("reason: half of a fi")
+    assert study.main(arguments) == 1
+    assert "does not tell of a lost trial ('recipe'); delete it" in capsys.readouterr().err
+    lost.unlink()
+    assert study.main([*arguments, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("to do  variant=pa") == 1
+
+
 def test_what_is_missing_is_told(small, capsys):
     file, _, arguments = small
     assert study.main([str(file), "--dry-run", *arguments]) == 0
