@@ -10,7 +10,9 @@ the best of them joins the variants, plain and introspective without mixup, so t
 Trials hold out training classes and leave the test classes closed; their results go to <leaderboard>/validation. A
 variant is measured when its trials are done, with the best of them, at the last epoch, once for each seed. A trial is
 named like its row, with its settings in the place of `tuned`. One whose network collapsed or whose loss was not finite
-is lost: it counts as tried, is never chosen, and <leaderboard>/validation/lost says why.
+is lost: it counts as tried, is never chosen, and <leaderboard>/validation/lost says why. Each of `controls` is a variant
+with settings that no trial chose, for a question that the tuned rows leave open: measured last, with every seed but
+without `measure`, under a name that ends in `control`.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Study:
     set: dict[str, Any] = field(default_factory=dict)
     measure: dict[str, Any] = field(default_factory=dict)
     scout: dict[str, Any] = field(default_factory=dict)
+    controls: list[dict[str, Any]] = field(default_factory=list)
     choose_by: str = "map@r"
     name: str = "{variant}-{backbone}-{image_size}px-tuned"
     file: Path = field(default=Path(), compare=False)
@@ -65,8 +68,17 @@ class Study:
                 raise ConfigError(
                     f"{self.file}: {name} cannot be a scout, for there is no idml_{name}_no_mixup beside it"
                 )
+        for control in self.controls:
+            if not isinstance(control, dict) or "variant" not in control or len(control) < 2:
+                raise ConfigError(f"{self.file}: a control names its variant and its settings, got {control}")
+            variants[control["variant"]]
         if not self.seeds or not self.variants:
             raise ConfigError(f"{self.file}: name variants and seeds")
+
+    def named(self, settings: dict[str, Any]) -> str:
+        """The name of a row with these settings, in the place of `tuned`."""
+        label = "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{k}{v}").strip("_") for k, v in settings.items())
+        return f"{self.name.removesuffix('tuned').rstrip('-')}-{label}"
 
     def words(self, variant: str, settings: dict[str, Any], **more: Any) -> list[str]:
         """The overrides of one run."""
@@ -150,9 +162,7 @@ class Progress:
             settings = self.study.trials["introspective" if kind == "introspective" else "cosine"]
         found = []
         for setting in settings:
-            label = "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{k}{v}").strip("_") for k, v in setting.items())
-            name = f"{self.study.name.removesuffix('tuned').rstrip('-')}-{label}"
-            words = self.study.words(variant, setting, evaluate_on="validation", name=name)
+            words = self.study.words(variant, setting, evaluate_on="validation", name=self.study.named(setting))
             run = self.study.run(f"{self.leaderboard}/validation", words)
             mine = essence(dataclasses.asdict(run.config))
             lost = next((one for recipe, one in self.lost if recipe == mine), None)
@@ -190,9 +200,19 @@ class Progress:
         best = self.chosen(variant)
         if best is None:
             return []
+        return self._measured(variant, {**best.settings, **self.study.measure, "name": self.study.name})
+
+    def controls(self) -> Iterator[tuple[str, dict[str, Any], list[tuple[Run, Result | None]]]]:
+        """Each control's variant, its settings, and its runs on the test classes."""
+        for control in self.study.controls:
+            settings = {k: v for k, v in control.items() if k != "variant"}
+            name = f"{self.study.named(settings)}-control"
+            yield control["variant"], settings, self._measured(control["variant"], {**settings, "name": name})
+
+    def _measured(self, variant: str, settings: dict[str, Any]) -> list[tuple[Run, Result | None]]:
+        """A run on the test classes for each seed, with its result where there is one."""
         found = []
         for seed in self.study.seeds:
-            settings = {**best.settings, **self.study.measure, "name": self.study.name}
             run = self.study.run(self.leaderboard, self.study.words(variant, settings, seed=seed))
             mine = [(e, r) for e, r in self.tests if _stem(r) == run.config.row(r.protocol.image_size)]
             found.append((run, done(run.config, mine)))
@@ -204,6 +224,8 @@ class Progress:
         for variant in self.variants():
             yield from (trial.run for trial in self.trials(variant) if not trial.settled)
             yield from (run for run, result in self.finals(variant) if result is None)
+        for *_, finals in self.controls():
+            yield from (run for run, result in finals if result is None)
 
 
 def report(progress: Progress, out: Console) -> None:
@@ -224,6 +246,9 @@ def report(progress: Progress, out: Console) -> None:
         out.print(f"{variant:<35} {progress.study.choose_by} {scores}  {what}")
         for lost in (t.lost for t in trials if t.lost):
             out.print(f"  lost: {lost.reason} ({lost.path})")
+    for variant, settings, finals in progress.controls():
+        measured = sum(result is not None for _, result in finals)
+        out.print(f"control {variant:<27} {settings}, {measured} of {len(finals)} seeds measured")
 
 
 def main(arguments: list[str] | None = None) -> int:
