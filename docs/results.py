@@ -20,7 +20,7 @@ from pathlib import Path
 from blocks import write
 from results_across import ACROSS, HEADLINE, introspective_pairs
 from results_figures import draw_across, draw_corruptions, draw_published, draw_risk, draw_severity, known_of, risen
-from results_sets import LEADERBOARD, STUDIES, Set, compared, pairs, queries, read_sets, scores, shown
+from results_sets import LEADERBOARD, STUDIES, Set, compared, controlled, pairs, queries, read_sets, scores, shown
 
 from idml_zoo.card import markdown_table
 from idml_zoo.compare import Difference
@@ -66,6 +66,10 @@ def rows_table(found: Set) -> str:
         cells = [percent(line.row.values(m)) for m in shown.values()]
         other = percent(line.introspective.values("recall@1")) if line.introspective else "–"
         rows.append([f"`{line.variant}`", said(line.settings), *cells, other, link(line.row.results)])
+    for control in found.controls:
+        cells = [percent(control.row.values(m)) for m in shown.values()]
+        settings = f"{said(control.settings)}: not chosen"
+        rows.append([f"`{control.variant}`, a control", settings, *cells, "–", link(control.row.results)])
     return markdown_table(["variant", "chosen", *shown, "R@1, introspective search", "seeds"], rows)
 
 
@@ -75,6 +79,14 @@ def compare_table(found: Set) -> str:
     for name, other in pairs(found):
         d = compared(found, found.lines[name].row, found.lines[other].row)
         rows.append([f"`{name}` − `{other}`", shown(d["R@1"]), shown(d["MAP@R"])])
+    for name, control in controlled(found):
+        d = compared(found, found.lines[name].row, control.row)
+        rows.append([f"`{name}` − `{control.variant}` at {said(control.settings)}", shown(d["R@1"]), shown(d["MAP@R"])])
+    for control in found.controls:
+        if line := found.lines.get(control.variant):
+            d = compared(found, control.row, line.row)
+            name = f"`{control.variant}`: {said(control.settings)} − {said(line.settings)}"
+            rows.append([name, shown(d["R@1"]), shown(d["MAP@R"])])
     for name, line in found.lines.items():
         if line.introspective:
             d = compared(found, line.introspective, line.row, same_weights=True)
@@ -150,19 +162,22 @@ def cost_table(found: Set) -> str:
     return markdown_table(header, rows)
 
 
-def verdict(name: str, other: str, d: dict[str, Difference]) -> str:
+def verdict(name: str, other: str, d: dict[str, Difference], at: str = "") -> str:
     """A sentence that the intervals allow, and no more."""
     said = []
     for metric, x in d.items():
         how = "cannot be told apart in" if not x.distinguishable else "is better in" if x.mean > 0 else "is worse in"
         said.append((how, f"{metric} ({shown(x).replace('**', '')})"))
     grouped = [f"{how} {' and '.join(m for h, m in said if h == how)}" for how in dict.fromkeys(h for h, _ in said)]
-    return f"`{name}` against `{other}`: {', '.join(grouped)}."
+    return f"`{name}` against `{other}`{at}: {', '.join(grouped)}."
 
 
 def findings(found: Set) -> str:
     """What the numbers of one set say, as sentences made of them."""
     lines = [f"- {verdict(n, o, compared(found, found.lines[n].row, found.lines[o].row))}" for n, o in pairs(found)]
+    for name, control in controlled(found):
+        d, at = compared(found, found.lines[name].row, control.row), f" at its own {said(control.settings)} (a control)"
+        lines.append(f"- {verdict(name, control.variant, d, at)}")
     for name, line in found.lines.items():
         level, free = line.row.values("auroc_level"), line.row.values("auroc_top1_similarity")
         if not level or not free:

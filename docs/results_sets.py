@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from config import load_config
@@ -46,6 +47,7 @@ class Set:
     leaderboard: Path
     lines: dict[str, Line]
     baseline: Row | None  # pooled features without training, at the same resolution
+    controls: list[Line]  # with settings that no trial chose
 
 
 def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[Set]:
@@ -75,7 +77,13 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
             name = f"features-{first.model.backbone.split('.')[0]}-{first.protocol.image_size}px"
             plain = [r for r in known if (r.benchmark, r.row) == (config.benchmark, name)]
             baseline = Row(tuple(plain)) if plain else None
-            sets.append(Set(study, progress, config.benchmark, leaderboard, lines, baseline))
+            controls = []
+            for variant, settings, finals in progress.controls():
+                results = [result for _, result in finals if result]
+                if len(results) == len(finals):
+                    row = Row(tuple(sorted(results, key=lambda r: r.seed)))
+                    controls.append(Line(variant, settings, row, None))
+            sets.append(Set(study, progress, config.benchmark, leaderboard, lines, baseline, controls))
     return sets
 
 
@@ -98,6 +106,15 @@ def pairs(found: Set) -> Iterator[tuple[str, str]]:
             other = name.removeprefix("idml_").removesuffix("_no_mixup") + ("_mixup" if variant.mixup else "")
         if other in found.lines:
             yield name, other
+
+
+def controlled(found: Set) -> Iterator[tuple[str, Line]]:
+    """(variant, the control of its pair that was trained with the settings which its own trials chose)."""
+    for control in found.controls:
+        for name, other in pairs(found):
+            own = yaml.safe_load(found.lines[name].row.first.provenance.recipe)
+            if other == control.variant and all(own[k] == v for k, v in control.settings.items()):
+                yield name, control
 
 
 def compared(found: Set, first: Row, second: Row, same_weights: bool = False) -> dict[str, Difference]:

@@ -10,9 +10,9 @@ the best of them joins the variants, plain and introspective without mixup, so t
 Trials hold out training classes and leave the test classes closed; their results go to <leaderboard>/validation. A
 variant is measured when its trials are done, with the best of them, at the last epoch, once for each seed. A trial is
 named like its row, with its settings in the place of `tuned`. One whose network collapsed or whose loss was not finite
-is lost: it counts as tried, is never chosen, and <leaderboard>/validation/lost says why. Each of `controls` is a variant
-with settings that no trial chose, for a question that the tuned rows leave open: measured last, with every seed but
-without `measure`, under a name that ends in `control`.
+is lost: it counts as tried, is never chosen, and <leaderboard>/validation/lost says why. Each of `controls` is a
+variant with settings that no trial chose, for a question that the tuned rows leave open: measured last, with every seed
+but without `measure`, under a name that ends in `control`.
 """
 
 from __future__ import annotations
@@ -224,8 +224,9 @@ class Progress:
         for variant in self.variants():
             yield from (trial.run for trial in self.trials(variant) if not trial.settled)
             yield from (run for run, result in self.finals(variant) if result is None)
-        for *_, finals in self.controls():
-            yield from (run for run, result in finals if result is None)
+        if all(trial.settled for variant in self.variants() for trial in self.trials(variant)):
+            for *_, finals in self.controls():
+                yield from (run for run, result in finals if result is None)
 
 
 def report(progress: Progress, out: Console) -> None:

@@ -37,8 +37,9 @@ def write_study(folder):
         "set": {k: yaml.safe_load(v) for k, v in settings.items()}
         | {"output": str(folder / "runs"), "warmup_epochs": 0, **classes},
         "variants": ["pa", "idml_no_mixup"],
-        "trials": {"cosine": [{"lr": 1e-3}, {"lr": 2e-3}], "introspective": [{"tau": 5.0}, {"tau": 1.0}]},
-        "scout": {"variants": ["proxy_nca"], "trials": [{"lr": 1e-3}]},
+        "trials": {"cosine": [{"lr": 4e-3}, {"lr": 2e-3}], "introspective": [{"tau": 5.0}, {"tau": 1.0}]},
+        "scout": {"variants": ["proxy_nca"], "trials": [{"lr": 4e-3}]},
+        "controls": [{"variant": "pa", "lr": 1e-3}],  # the rate of idml_no_mixup
         "seeds": [0, 1],
         "measure": {"similarity": "both", "corruptions": "blur"},
     }
@@ -94,7 +95,7 @@ def test_a_trial_that_collapses_counts_as_tried(tmp_path, monkeypatch, capsys):
     trials = [{"lr": 1e9}, {"lr": 1e-3}]  # the first leaves nothing finite
     content |= {"variants": ["pa"], "trials": {"cosine": trials, "introspective": trials}, "seeds": [0]}
     content["set"]["epochs"] = 3
-    file.write_text(yaml.safe_dump({k: v for k, v in content.items() if k != "scout"}))
+    file.write_text(yaml.safe_dump({k: v for k, v in content.items() if k not in ("scout", "controls")}))
 
     def in_process(ready, jobs, logs, out):
         failed = 0
@@ -139,7 +140,7 @@ def test_a_trial_is_named_like_its_row(small, capsys):
     file, content, arguments = small
     file.write_text(yaml.safe_dump(content | {"name": "{variant}-short-tuned"}))
     assert study.main([str(file), "--dry-run", *arguments]) == 0
-    assert "name={variant}-short-lr0.001 " in capsys.readouterr().out
+    assert "name={variant}-short-lr0.002 " in capsys.readouterr().out
 
 
 def test_a_study_tunes_then_measures(finished, capsys):
@@ -149,14 +150,16 @@ def test_a_study_tunes_then_measures(finished, capsys):
     # proxy_nca's scout is one of its two trials; the scout joins plain and introspective
     names = ["pa", "idml_no_mixup", "proxy_nca", "idml_proxy_nca_no_mixup"]
     assert [c.variant for c in trials] == ["proxy_nca", *["pa"] * 2, *["idml_no_mixup"] * 2, names[2], *[names[3]] * 2]
-    assert [(c.variant, c.seed) for c in finals] == [(n, s) for n in names for s in (0, 1)]
+    assert [(c.variant, c.seed) for c in finals] == [(n, s) for n in [*names, "pa"] for s in (0, 1)]
+    assert [(c.lr, c.corruptions) for c in finals if c.name.endswith("-lr0.001-control")] == [(1e-3, "")] * 2
     known = read_results(folder / "board" / "validation" / "results")
     assert {r.protocol.split for r in known} == {"validation"} and len(known) == 8
     for variant, key in (("pa", "lr"), ("idml_no_mixup", "tau")):  # the best by MAP@R is what was measured
         scores = {
             yaml.safe_load(r.provenance.recipe)[key]: r.metrics["map@r"] for r in known if r.model.variant == variant
         }
-        assert {getattr(c, key) for c in finals if c.variant == variant} == {max(scores, key=scores.get)}
+        tuned = [c for c in finals if c.variant == variant and c.name.endswith("-tuned")]
+        assert {getattr(c, key) for c in tuned} == {max(scores, key=scores.get)}
     measured = read_results(folder / "board" / "results")
     assert {r.row for r in measured if r.model.variant == "idml_no_mixup"} == {
         "idml_no_mixup-test_resnet-32px-tuned",
@@ -164,7 +167,8 @@ def test_a_study_tunes_then_measures(finished, capsys):
     }
     assert not [r for r in measured if r.row.startswith("pa-") and r.protocol.similarity == "introspective"]
     assert study.main([str(folder / "small.yaml"), "--dry-run", "--leaderboard", str(folder / "board")]) == 0
-    assert capsys.readouterr().out.count("2 of 2 seeds measured") == 4
+    out = capsys.readouterr().out
+    assert out.count("2 of 2 seeds measured") == 5 and "{'lr': 0.001}, 2 of 2 seeds measured" in out
 
 
 def chosen_trial(found: results.Set) -> str:
@@ -186,7 +190,9 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     text = page.read_text()
     blocks = dict(zip(names, text.split("<!-- end -->"), strict=False))
     known = [r for r in read_results(folder / "board" / "results") if r.protocol.similarity == "cosine"]
-    by_variant = {v: [r for r in known if r.model.variant == v] for v in ("pa", "idml_no_mixup")}
+    control = [r for r in known if r.row == "pa-test_resnet-32px-lr0.001-control"]
+    tuned = [r for r in known if r not in control]
+    by_variant = {v: [r for r in tuned if r.model.variant == v] for v in ("pa", "idml_no_mixup")}
     for variant, rows in by_variant.items():
         recall = [100 * r.metrics["recall@1"] for r in rows]
         (row,) = [line for line in blocks["rows mine"].splitlines() if line.startswith(f"| `{variant}` |")]
@@ -195,6 +201,14 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     off = 100 * np.subtract(*(np.mean([r.metrics["recall@1"] for r in by_variant[v]]) for v in ("idml_no_mixup", "pa")))
     assert f"| `idml_no_mixup` − `pa` | {off:+.2f} [" in blocks["compare mine"].replace("**", "")
     assert "`idml_proxy_nca_no_mixup` − `proxy_nca`" in blocks["compare mine"]
+    here = np.mean([r.metrics["recall@1"] for r in control])
+    own, plain = (np.mean([r.metrics["recall@1"] for r in by_variant[v]]) for v in ("idml_no_mixup", "pa"))
+    compared = blocks["compare mine"].replace("**", "")
+    assert f"| `idml_no_mixup` − `pa` at lr 0.001 | {100 * (own - here):+.2f} [" in compared
+    chosen = next(yaml.safe_load(r.provenance.recipe)["lr"] for r in by_variant["pa"])
+    assert f"| `pa`: lr 0.001 − lr {chosen:g} | {100 * (here - plain):+.2f} [" in compared
+    assert "| `pa`, a control | lr 0.001: not chosen |" in blocks["rows mine"]
+    assert "`idml_no_mixup` against `pa` at its own lr 0.001 (a control): " in blocks["findings mine"]
     (found,) = results.read_sets(folder, folder / "board")
     row = found.lines["pa"].row
     apart, together = (results.compared(found, row, row, same)["R@1"] for same in (False, True))
@@ -270,6 +284,8 @@ def test_places_on_validation_and_on_test():
         ),
         ({"scout": {"variants": ["triplet"]}}, "scout holds variants and trials"),
         ({"seeds": []}, "name variants and seeds"),
+        ({"controls": [{"variant": "pa"}]}, "a control names its variant and its settings, got {'variant': 'pa'}"),
+        ({"controls": [{"variant": "paa", "lr": 1e-3}]}, "did you mean"),
     ],
 )
 def test_a_wrong_study_is_one_clear_error(small, capsys, change, message):
