@@ -113,7 +113,9 @@ def standing(sets: list[Set]) -> str:
         missing[title_of(found)] += [f"the scout `{n}`" for n, t in found.progress.scouted() if t.result is None]
         for variant, settings, finals in found.progress.controls():
             if not all(result for _, result in finals):
-                missing[title_of(found)].append(f"the control `{variant}` ({', '.join(f'{k} {v:g}' for k, v in settings.items())})")
+                missing[title_of(found)].append(
+                    f"the control `{variant}` ({', '.join(f'{k} {v:g}' for k, v in settings.items())})"
+                )
     done = [title for title, names in missing.items() if not names]
     text = [f"Complete: {', '.join(done)}."] if done else []
     text += [f"Of {title}, not measured yet: {', '.join(names)}." for title, names in missing.items() if names]

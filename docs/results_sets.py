@@ -80,7 +80,7 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
             controls = []
             for variant, settings, finals in progress.controls():
                 results = [result for _, result in finals if result]
-                if len(results) == len(finals):
+                if len(results) > 1:  # a row that is chosen for nothing need not wait for its last seed
                     row = Row(tuple(sorted(results, key=lambda r: r.seed)))
                     controls.append(Line(variant, settings, row, None))
             sets.append(Set(study, progress, config.benchmark, leaderboard, lines, baseline, controls))

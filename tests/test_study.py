@@ -228,6 +228,12 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     above = sum(min(v) > 0.5 for v in levels)
     assert int(statements["The level tells which images will be retrieved wrongly [R]"][3]) == above
     assert "Complete: mine." in blocks["standing"]
+    part = tmp_path / "part"
+    shutil.copytree(folder / "board", part)
+    control[0].path(part / "results").unlink()
+    (fewer,) = results.read_sets(folder, part)
+    assert not fewer.controls, "one seed has no spread"
+    assert results.ACROSS["standing"]([fewer]) == "Of mine, not measured yet: the control `pa` (lr 0.001)."
     part = replace(found, lines={n: x for n, x in found.lines.items() if n != "pa"})
     assert results.ACROSS["standing"]([part]) == "Of mine, not measured yet: `pa`."
     (folder / "later.yaml").touch()
