@@ -20,7 +20,7 @@ from pathlib import Path
 from blocks import write
 from results_across import ACROSS, HEADLINE, introspective_pairs
 from results_figures import draw_across, draw_corruptions, draw_published, draw_risk, draw_severity, known_of, risen
-from results_sets import LEADERBOARD, STUDIES, Set, compared, controlled, pairs, queries, read_sets, scores, shown
+from results_sets import LEADERBOARD, STUDIES, Set, compared, controlled, pairs, queries, read_sets, said, scores, shown
 
 from idml_zoo.card import markdown_table
 from idml_zoo.compare import Difference
@@ -42,11 +42,6 @@ COLUMNS = {
     "ECE ‖u‖": "ece_level",
     "ρ severity": "spearman_severity",
 }
-
-
-def said(settings: dict[str, float]) -> str:
-    """ "lr 0.002, τ 5"."""
-    return ", ".join(f"{'τ' if k == 'tau' else k} {v:g}" for k, v in settings.items())
 
 
 def link(results: Sequence[Result]) -> str:

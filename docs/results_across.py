@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from results_figures import rise, title_of
-from results_sets import Set, compared, pairs, scores, shown
+from results_sets import Set, compared, controlled, pairs, said, scores, shown
 from scipy.stats import spearmanr
 
 from idml_zoo.card import markdown_table
@@ -36,6 +36,11 @@ def across(sets: list[Set]) -> str:
         d = compared(found, row, found.lines[other].row)
         values = [percent(row.values(m)) for m in ("auroc_level", "auroc_top1_similarity")]
         rows.append([found.benchmark, f"`{name}` − `{other}`", shown(d["R@1"]), shown(d["MAP@R"]), *values])
+        for own, control in controlled(found):
+            if own == name:
+                d = compared(found, row, control.row)
+                title = f"`{name}` − `{other}` at {said(control.settings)}, a control"
+                rows.append([found.benchmark, title, shown(d["R@1"]), shown(d["MAP@R"]), *values])
     return markdown_table(["set", "difference, points", "R@1", "MAP@R", "AUROC ‖u‖", "AUROC −sim"], rows)
 
 
@@ -113,9 +118,7 @@ def standing(sets: list[Set]) -> str:
         missing[title_of(found)] += [f"the scout `{n}`" for n, t in found.progress.scouted() if t.result is None]
         for variant, settings, finals in found.progress.controls():
             if not all(result for _, result in finals):
-                missing[title_of(found)].append(
-                    f"the control `{variant}` ({', '.join(f'{k} {v:g}' for k, v in settings.items())})"
-                )
+                missing[title_of(found)].append(f"the control `{variant}` ({said(settings)})")
     done = [title for title, names in missing.items() if not names]
     text = [f"Complete: {', '.join(done)}."] if done else []
     text += [f"Of {title}, not measured yet: {', '.join(names)}." for title, names in missing.items() if names]

@@ -148,6 +148,11 @@ def scores(found: Set) -> tuple[dict[str, float], dict[str, float]]:
     return there, here
 
 
+def said(settings: dict[str, float]) -> str:
+    """ "lr 0.002, τ 5"."""
+    return ", ".join(f"{'τ' if k == 'tau' else k} {v:g}" for k, v in settings.items())
+
+
 def shown(d: Difference) -> str:
     """ "+1.20 [+0.31, +2.04]" in points; bold where the interval leaves 0 out."""
     text = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
