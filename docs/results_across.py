@@ -120,7 +120,7 @@ def standing(sets: list[Set]) -> str:
             if not all(result for _, result in finals):
                 missing[title_of(found)].append(f"the control `{variant}` ({said(settings)})")
     done = [title for title, names in missing.items() if not names]
-    text = [f"Complete: {', '.join(done)}."] if done else []
+    text = [f"Complete: {'; '.join(done)}."] if done else []
     text += [f"Of {title}, not measured yet: {', '.join(names)}." for title, names in missing.items() if names]
     begun, folders = {f.study.file.resolve() for f in sets}, {f.study.file.parent for f in sets}
     waiting = sorted(p.stem for folder in folders for p in folder.glob("*.yaml") if p.resolve() not in begun)

@@ -208,6 +208,7 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     chosen = next(yaml.safe_load(r.provenance.recipe)["lr"] for r in by_variant["pa"])
     assert f"| `pa`: lr 0.001 − lr {chosen:g} | {100 * (here - plain):+.2f} [" in compared
     assert "| `pa`, a control | lr 0.001: not chosen |" in blocks["rows mine"]
+    assert "| `idml_no_mixup` − `pa` at lr 0.001, a control |" in blocks["across"]
     assert "`idml_no_mixup` against `pa` at its own lr 0.001 (a control): " in blocks["findings mine"]
     (found,) = results.read_sets(folder, folder / "board")
     row = found.lines["pa"].row
