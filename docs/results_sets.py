@@ -17,7 +17,7 @@ from study import Progress, Study, read_study
 
 from idml_zoo.compare import Difference, difference, load_queries
 from idml_zoo.leaderboard import Row
-from idml_zoo.results import ResultError, read_results
+from idml_zoo.results import Result, ResultError, read_results
 from idml_zoo.variants import variants
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +50,11 @@ class Set:
     controls: list[Line]  # with settings that no trial chose
 
 
+def _row(results: list[Result]) -> Row:
+    """In the order of the seeds."""
+    return Row(tuple(sorted(results, key=lambda r: r.seed)))
+
+
 def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[Set]:
     """Every study of which a row is measured on the test classes by all its seeds, in the order of their names."""
     known = read_results(leaderboard / "results")
@@ -70,8 +75,8 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
                     if (r.benchmark, r.row) == (config.benchmark, f"{results[0].row}-introspective")
                     and r.provenance.weights_sha256 in weights
                 ]
-                twin = Row(tuple(sorted(twins, key=lambda r: r.seed))) if len(twins) == len(results) else None
-                lines[variant] = Line(variant, best.settings, Row(tuple(sorted(results, key=lambda r: r.seed))), twin)
+                twin = _row(twins) if len(twins) == len(results) else None
+                lines[variant] = Line(variant, best.settings, _row(results), twin)
         if lines:
             first = next(iter(lines.values())).row.first
             name = f"features-{first.model.backbone.split('.')[0]}-{first.protocol.image_size}px"
@@ -81,8 +86,7 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
             for variant, settings, finals in progress.controls():
                 results = [result for _, result in finals if result]
                 if len(results) > 1:  # a row that is chosen for nothing need not wait for its last seed
-                    row = Row(tuple(sorted(results, key=lambda r: r.seed)))
-                    controls.append(Line(variant, settings, row, None))
+                    controls.append(Line(variant, settings, _row(results), None))
             sets.append(Set(study, progress, config.benchmark, leaderboard, lines, baseline, controls))
     return sets
 

@@ -203,11 +203,13 @@ class Progress:
         return self._measured(variant, {**best.settings, **self.study.measure, "name": self.study.name})
 
     def controls(self) -> Iterator[tuple[str, dict[str, Any], list[tuple[Run, Result | None]]]]:
-        """Each control's variant, its settings, and its runs on the test classes."""
+        """Each control's variant, its settings, and its runs on the test classes; none of what the trials chose."""
         for control in self.study.controls:
-            settings = {k: v for k, v in control.items() if k != "variant"}
-            name = f"{self.study.named(settings)}-control"
-            yield control["variant"], settings, self._measured(control["variant"], {**settings, "name": name})
+            variant, settings = control["variant"], {k: v for k, v in control.items() if k != "variant"}
+            best = self.chosen(variant)
+            if best is None or best.settings != settings:
+                name = f"{self.study.named(settings)}-control"
+                yield variant, settings, self._measured(variant, {**settings, "name": name})
 
     def _measured(self, variant: str, settings: dict[str, Any]) -> list[tuple[Run, Result | None]]:
         """A run on the test classes for each seed, with its result where there is one."""
