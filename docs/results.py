@@ -49,7 +49,9 @@ from idml_zoo.leaderboard import Row, percent
 from idml_zoo.results import SEVERITIES, Result
 
 HERE = Path(__file__).parent
-PAGES = (HERE / "results.md", HERE / "uncertainty.md", HERE.parent / "README.md")
+SUMMARY = HERE / "results.md"  # the summary; the figures lie in a folder of its name
+SET_PAGES = [HERE / f"results-{name}.md" for name in ("cub2010", "cars196-half", "glyphs", "omniglot")]
+PAGES = (SUMMARY, *SET_PAGES, HERE / "results-weights.md", HERE / "uncertainty.md", HERE.parent / "README.md")
 COLUMNS = {
     "R@1": "recall@1",
     "MAP@R": "map@r",
