@@ -1,4 +1,4 @@
-"""The tables over all sets: of results.md, uncertainty.md and README."""
+"""The tables over all sets: of results.md, results-weights.md, uncertainty.md and README."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterator
 
 import numpy as np
-from results_figures import rise, title_of
-from results_sets import Set, compared, controlled, pairs, said, scores, shown
+from results_figures import level_ratios, title_of
+from results_sets import Set, compared, interval, matched_controls, pairs, scores, settings_text
 from scipy.stats import spearmanr
 
 from idml_zoo.card import markdown_table
@@ -21,104 +21,111 @@ HEADLINE = "idml_test_resnet_glyphs"  # the model in the picture
 
 
 def introspective_pairs(sets: list[Set]) -> Iterator[tuple[Set, str, str]]:
-    """(set, variant with the introspective metric or the released form, the same loss without it), over the sets."""
-    for found in sets:
-        for name, other in pairs(found):
+    """Yields (set, variant with the introspective metric or the released loss, the same loss without it)."""
+    for measured in sets:
+        for name, other in pairs(measured):
             if variants[name].similarity != "cosine":
-                yield found, name, other
+                yield measured, name, other
 
 
 def across(sets: list[Set]) -> str:
-    """Where introspection helps, over the sets."""
+    """Returns the table of what introspection changes, over the sets."""
     rows = []
-    for found, name, other in introspective_pairs(sets):
-        row = found.lines[name].row
-        d = compared(found, row, found.lines[other].row)
+    for measured, name, other in introspective_pairs(sets):
+        row = measured.lines[name].row
+        d = compared(measured, row, measured.lines[other].row)
         values = [percent(row.values(m)) for m in ("auroc_level", "auroc_top1_similarity")]
-        rows.append([found.benchmark, f"`{name}` − `{other}`", shown(d["R@1"]), shown(d["MAP@R"]), *values])
-        for own, control in controlled(found):
-            if own == name:
-                d = compared(found, row, control.row)
-                title = f"`{name}` − `{other}` at {said(control.settings)}, a control"
-                rows.append([found.benchmark, title, shown(d["R@1"]), shown(d["MAP@R"]), *values])
+        rows.append([measured.benchmark, f"`{name}` − `{other}`", interval(d["R@1"]), interval(d["MAP@R"]), *values])
+        for variant, control in matched_controls(measured):
+            if variant == name:
+                d = compared(measured, row, control.row)
+                title = f"`{name}` − `{other}` at {settings_text(control.settings)}, a control"
+                rows.append([measured.benchmark, title, interval(d["R@1"]), interval(d["MAP@R"]), *values])
     return markdown_table(["set", "difference, points", "R@1", "MAP@R", "AUROC ‖u‖", "AUROC −sim"], rows)
 
 
+def _count_differences(differences: list[Difference]) -> list[str]:
+    """Counts differences: distinguishably above 0, distinguishably below 0, neither."""
+    better = sum(d.distinguishable and d.mean > 0 for d in differences)
+    worse = sum(d.distinguishable and d.mean < 0 for d in differences)
+    return [str(better), str(worse), str(len(differences) - better - worse)]
+
+
+def _count_rows(values: list[list[float]], than: float) -> list[str]:
+    """Counts rows: above for every seed, below for every seed, neither."""
+    above, below = (sum(f(v) for v in values) for f in (lambda v: min(v) > than, lambda v: max(v) < than))
+    return [str(above), str(below), str(len(values) - above - below)]
+
+
 def claims(sets: list[Set]) -> str:
-    """The statements that are made of IDML, each with how often our rows agree."""
+    """Returns the table of statements about IDML, each with the number of rows that agree."""
 
-    def told(differences: list[Difference]) -> list[str]:
-        better = sum(d.distinguishable and d.mean > 0 for d in differences)
-        worse = sum(d.distinguishable and d.mean < 0 for d in differences)
-        return [str(better), str(worse), str(len(differences) - better - worse)]
+    def recall(measured: Set, name: str, other: str) -> Difference:
+        return compared(measured, measured.lines[name].row, measured.lines[other].row)["R@1"]
 
-    def seeds(values: list[list[float]], than: float) -> list[str]:
-        """Of rows: above for every seed, below for every seed, neither."""
-        above, below = (sum(f(v) for v in values) for f in (lambda v: min(v) > than, lambda v: max(v) < than))
-        return [str(above), str(below), str(len(values) - above - below)]
-
-    def recall(found: Set, name: str, other: str) -> Difference:
-        return compared(found, found.lines[name].row, found.lines[other].row)["R@1"]
-
-    every = [(found, name, other) for found in sets for name, other in pairs(found)]
-    metric = [x for x in every if variants[x[1]].similarity == "introspective"]
-    released = [x for x in every if variants[x[1]].similarity == "released"]
-    mixup = [x for x in every if variants[x[1]].similarity == "cosine" and variants[x[1]].mixup]
-    ours = [(f, line) for f in sets for n, line in f.lines.items() if variants[n].similarity == "introspective"]
-    twins = [(f, line.introspective, line.row) for f, line in ours if line.introspective]
-    knows = [(f, line.row, line.row.values("auroc_level")) for f, line in ours]
-    free = [
+    all_pairs = [(measured, name, other) for measured in sets for name, other in pairs(measured)]
+    metric = [x for x in all_pairs if variants[x[1]].similarity == "introspective"]
+    released = [x for x in all_pairs if variants[x[1]].similarity == "released"]
+    mixup = [x for x in all_pairs if variants[x[1]].similarity == "cosine" and variants[x[1]].mixup]
+    lines = [(f, line) for f in sets for n, line in f.lines.items() if variants[n].similarity == "introspective"]
+    same_weights = [(f, line.introspective, line.row) for f, line in lines if line.introspective]
+    with_level = [(f, line.row, line.row.values("auroc_level")) for f, line in lines]
+    over_baseline = [
         [a - b for a, b in zip(level, row.values("auroc_top1_similarity") or [], strict=True)]
-        for _, row, level in knows
+        for _, row, level in with_level
         if level
     ]
     rows = [
         [
             "Training with the introspective metric retrieves better [R]",
             "the same loss, R@1",
-            *told([recall(*x) for x in metric]),
+            *_count_differences([recall(*x) for x in metric]),
         ],
-        ["So does the released loss [C]", "`pa_mixup`, R@1", *told([recall(*x) for x in released])],
-        ["Mixup, a part of the method [C], retrieves better", "`pa`, R@1", *told([recall(*x) for x in mixup])],
+        ["So does the released loss [C]", "`pa_mixup`, R@1", *_count_differences([recall(*x) for x in released])],
+        [
+            "Mixup, a part of the method [C], retrieves better",
+            "`pa`, R@1",
+            *_count_differences([recall(*x) for x in mixup]),
+        ],
         [
             "Searching by the introspective similarity retrieves better (the authors search by the cosine [C])",
             "cosine search of the same weights, R@1",
-            *told([compared(f, a, b, same_weights=True)["R@1"] for f, a, b in twins]),
+            *_count_differences([compared(f, a, b, same_weights=True)["R@1"] for f, a, b in same_weights]),
         ],
         [
             "The level tells which images will be retrieved wrongly [R]",
             "chance, AUROC",
-            *seeds([v for *_, v in knows if v], 0.5),
+            *_count_rows([v for *_, v in with_level if v], 0.5),
         ],
-        ["… and better than what is free", "−sim, AUROC", *seeds(free, 0.0)],
+        ["… and better than the similarity baseline", "−sim, AUROC", *_count_rows(over_baseline, 0.0)],
         [
             "The level rises as images degrade [R]",
             "the least degraded images, mean ‖u‖",
-            *seeds([r for f, row, _ in knows if (r := rise(f, row))], 1.0),
+            *_count_rows([r for f, row, _ in with_level if (r := level_ratios(f, row))], 1.0),
         ],
     ]
-    return markdown_table(["statement", "compared with", "yes", "the contrary", "cannot be told"], rows)
+    return markdown_table(["statement", "compared with", "yes", "the opposite", "undecided"], rows)
 
 
 def levels(sets: list[Set]) -> str:
-    """What each row's level knows, the best first."""
+    """Returns the table of how well each level predicts errors, the best of a set first."""
     rows = []
-    for found in sets:
-        with_level = [line for line in found.lines.values() if line.row.values("auroc_level")]
+    for measured in sets:
+        with_level = [line for line in measured.lines.values() if line.row.values("auroc_level")]
         for line in sorted(with_level, key=lambda x: -statistics.fmean(x.row.values("auroc_level") or [])):
             metrics = ("auroc_level", "auroc_top1_similarity", "spearman_severity")
-            rows.append([found.benchmark, f"`{line.variant}`", *(percent(line.row.values(m)) for m in metrics)])
+            rows.append([measured.benchmark, f"`{line.variant}`", *(percent(line.row.values(m)) for m in metrics)])
     return markdown_table(["set", "variant", "AUROC ‖u‖", "AUROC −sim", "ρ severity"], rows)
 
 
 def standing(sets: list[Set]) -> str:
-    """Which rows of the studies are not measured yet."""
+    """Returns which studies are complete, and which rows are not measured yet."""
     missing = {title_of(f): [f"`{n}`" for n in f.progress.variants() if n not in f.lines] for f in sets}
-    for found in sets:
-        missing[title_of(found)] += [f"the scout `{n}`" for n, t in found.progress.scouted() if t.result is None]
-        for variant, settings, finals in found.progress.controls():
+    for measured in sets:
+        missing[title_of(measured)] += [f"the scout `{n}`" for n, t in measured.progress.scouted() if t.result is None]
+        for variant, settings, finals in measured.progress.controls():
             if not all(result for _, result in finals):
-                missing[title_of(found)].append(f"the control `{variant}` ({said(settings)})")
+                missing[title_of(measured)].append(f"the control `{variant}` ({settings_text(settings)})")
     done = [title for title, names in missing.items() if not names]
     text = [f"Complete: {'; '.join(done)}."] if done else []
     text += [f"Of {title}, not measured yet: {', '.join(names)}." for title, names in missing.items() if names]
@@ -129,24 +136,29 @@ def standing(sets: list[Set]) -> str:
 
 
 def headline(sets: list[Set]) -> str:
-    """One line for each set: R@1 of the variants that matter most, and what the level of ``idml`` knows."""
+    """Returns the table of README: R@1 of the main variants on each set, and the AUROC of two levels."""
 
-    def recall(found: Set, name: str | None) -> str:
-        return percent(found.lines[name].row.values("recall@1")) if name in found.lines else "–"
+    def recall(measured: Set, name: str | None) -> str:
+        return percent(measured.lines[name].row.values("recall@1")) if name in measured.lines else "–"
 
     rows = []
-    for found in sets:
-        plain = [n for n in found.progress.variants() if variants[n].head == "semantic" and n not in ("pa", "pa_mixup")]
-        tuned = {n: found.progress.chosen(n) for n in plain}
-        scores = {n: found.progress.score(t.result) for n, t in tuned.items() if t and t.result}
+    for measured in sets:
+        plain = [
+            n for n in measured.progress.variants() if variants[n].head == "semantic" and n not in ("pa", "pa_mixup")
+        ]
+        tuned = {n: measured.progress.chosen(n) for n in plain}
+        scores = {n: measured.progress.score(t.result) for n, t in tuned.items() if t and t.result}
         other = max(scores, key=lambda n: scores[n]) if scores and len(scores) == len(plain) else None
-        other = other if other in found.lines else None  # the best by its trials, or none yet
-        cells = [percent(found.baseline.values("recall@1")) if found.baseline else "–"]
-        cells += [recall(found, n) for n in ("pa", "pa_mixup", "idml", "idml_no_mixup")]
-        cells += [f"{recall(found, other)} (`{other}`)" if other else "–", recall(found, f"idml_{other}_no_mixup")]
-        known = (("idml", "auroc_level"), ("loss_prediction", "auroc_level"), ("idml", "auroc_top1_similarity"))
-        cells += [percent(found.lines[n].row.values(m)) if n in found.lines else "–" for n, m in known]
-        rows.append([title_of(found), *cells])
+        other = other if other in measured.lines else None  # the best by its trials, or none yet
+        cells = [percent(measured.baseline.values("recall@1")) if measured.baseline else "–"]
+        cells += [recall(measured, n) for n in ("pa", "pa_mixup", "idml", "idml_no_mixup")]
+        cells += [
+            f"{recall(measured, other)} (`{other}`)" if other else "–",
+            recall(measured, f"idml_{other}_no_mixup"),
+        ]
+        shown = (("idml", "auroc_level"), ("loss_prediction", "auroc_level"), ("idml", "auroc_top1_similarity"))
+        cells += [percent(measured.lines[n].row.values(m)) if n in measured.lines else "–" for n, m in shown]
+        rows.append([title_of(measured), *cells])
     header = ["R@1, percent", "features, not trained on the set", "`pa`", "`pa_mixup`", "`idml`", "`idml_no_mixup`"]
     header += ["best other loss", "the same, introspective", "AUROC ‖u‖ of `idml`", "of `loss_prediction`"]
     header.append("AUROC −sim")
@@ -154,70 +166,71 @@ def headline(sets: list[Set]) -> str:
 
 
 def published(sets: list[Set]) -> str:
-    """What the level of the model that comes with the package tells, by the result files of its row."""
-    (own,) = read_results(EMBEDDED / HEADLINE / "results")
-    every = read_results(sets[0].leaderboard / "results")
-    seeds = sorted((r for r in every if (r.benchmark, r.row) == (own.benchmark, own.row)), key=lambda r: r.seed)
+    """Returns the caption of README's picture, from the result files of that model's row."""
+    (result,) = read_results(EMBEDDED / HEADLINE / "results")
+    stored = read_results(sets[0].leaderboard / "results")
+    seeds = sorted((r for r in stored if (r.benchmark, r.row) == (result.benchmark, result.row)), key=lambda r: r.seed)
     shares = []
-    for result in seeds:
-        values = load_queries(sets[0].leaderboard / "results", result)
-        assert values is not None, result.row
+    for seed in seeds:
+        values = load_queries(sets[0].leaderboard / "results", seed)
+        assert values is not None, seed.row
         order = np.argsort(values["level"], kind="stable")
         tenth = len(order) // 10
         shares.append([1 - values["top1"][part].mean() for part in (order[:tenth], order[-tenth:], order)])
-    surest, last, all_ = (percent(list(x)) for x in zip(*shares, strict=True))
+    surest, most_uncertain, overall = (percent(list(x)) for x in zip(*shares, strict=True))
     return (
-        f"Above, `{HEADLINE}` ({own.model.parameters / 1e6:.1f} M parameters, comes with the package; variant "
-        f"`{own.model.variant}`). Nobody told it which images are degraded. Over the {len(seeds)} seeds of "
-        f"[its row](leaderboard/results/{own.path('').parent.as_posix()}), the nearest neighbour is wrong for {all_} % "
-        f"of the images: for {surest} % of the surest tenth by ‖u‖, for {last} % of the most uncertain tenth."
+        f"Above, `{HEADLINE}` ({result.model.parameters / 1e6:.1f} M parameters, comes with the package; variant "
+        f"`{result.model.variant}`). Nobody told it which images are degraded. Over the {len(seeds)} seeds of "
+        f"[its row](leaderboard/results/{result.path('').parent.as_posix()}), the nearest neighbour is wrong for "
+        f"{overall} % of the images: for {surest} % of the surest tenth by ‖u‖, "
+        f"for {most_uncertain} % of the most uncertain tenth."
     )
 
 
-def away(sets: list[Set]) -> str:
-    """The models that come with the package, measured as they are given away."""
-    known = read_results(sets[0].leaderboard / "results")
+def packaged_weights(sets: list[Set]) -> str:
+    """Returns the table of the models that come with the package, measured as they are stored."""
+    stored = read_results(sets[0].leaderboard / "results")
     rows = []
     for name, weights in PUBLISHED.items():
         if weights.repo is not None:
             continue
-        (own,) = read_results(EMBEDDED / name / "results")
-        size = own.protocol.image_size
-        features = (own.benchmark, f"features-{own.model.backbone.split('.')[0]}-{size}px")
-        plain = [r.metrics["recall@1"] for r in known if (r.benchmark, r.row) == features]
+        (result,) = read_results(EMBEDDED / name / "results")
+        size = result.protocol.image_size
+        features = (result.benchmark, f"features-{result.model.backbone.split('.')[0]}-{size}px")
+        plain = [r.metrics["recall@1"] for r in stored if (r.benchmark, r.row) == features]
         recall, *others = (
-            f"{100 * own.metrics[m]:.1f}" for m in ("recall@1", "map@r", "auroc_level", "auroc_top1_similarity")
+            f"{100 * result.metrics[m]:.1f}" for m in ("recall@1", "map@r", "auroc_level", "auroc_top1_similarity")
         )
         megabytes = f"{(EMBEDDED / name / 'model.safetensors').stat().st_size / 1e6:.1f}"
-        recall = f"[{recall}](../idml_zoo/embedded/{name}/results/{own.path('').as_posix()})"
-        how = f"`{own.model.variant}`, {own.training}"
+        recall = f"[{recall}](../idml_zoo/embedded/{name}/results/{result.path('').as_posix()})"
+        how = f"`{result.model.variant}`, {result.training}"
         rows.append([f"`{name}`", how, megabytes, recall, percent(plain) if plain else "–", *others])
     header = ["name", "trained", "MB", "R@1", "R@1 of features, not trained on the set", "MAP@R"]
     return markdown_table([*header, "AUROC ‖u‖", "AUROC −sim"], rows)
 
 
-def honest(sets: list[Set]) -> str:
-    """Whether the held-out training classes order the variants as the test classes do."""
+def rankings(sets: list[Set]) -> str:
+    """Returns the table that compares the variants' order on held-out training classes with that on test classes."""
     rows = []
-    for found in sets:
-        metric = found.study.choose_by
-        there, here = scores(found)
-        if len(there) < 3 or len(found.study.seeds) < 2:
+    for measured in sets:
+        metric = measured.study.choose_by
+        on_validation, on_test = scores(measured)
+        if len(on_validation) < 3 or len(measured.study.seeds) < 2:
             continue
-        first, best = max(there, key=lambda n: there[n]), max(here, key=lambda n: here[n])
-        place = 1 + sum(v > here[first] for v in here.values())
-        spread = statistics.fmean(statistics.stdev(found.lines[n].row.values(metric) or []) for n in there)
-        correlation = spearmanr([there[n] for n in there], [here[n] for n in there]).statistic
-        cells = [title_of(found), str(len(there)), f"{correlation:.2f}", f"`{first}`", str(place), f"`{best}`"]
-        rows.append([*cells, f"{100 * (here[best] - here[first]):.1f}", f"{100 * spread:.1f}"])
-    header = ["set", "variants", "rank correlation", "first on held-out classes", "its place on test classes"]
+        first, best = max(on_validation, key=on_validation.__getitem__), max(on_test, key=on_test.__getitem__)
+        rank = 1 + sum(v > on_test[first] for v in on_test.values())
+        spread = statistics.fmean(statistics.stdev(measured.lines[n].row.values(metric) or []) for n in on_validation)
+        correlation = spearmanr([on_validation[n] for n in on_test], list(on_test.values())).statistic
+        cells = [title_of(measured), str(len(on_test)), f"{correlation:.2f}", f"`{first}`", str(rank), f"`{best}`"]
+        rows.append([*cells, f"{100 * (on_test[best] - on_test[first]):.1f}", f"{100 * spread:.1f}"])
+    header = ["set", "variants", "rank correlation", "first on held-out classes", "its rank on test classes"]
     header += ["first on test classes", "points between them", "standard deviation over seeds"]
     return markdown_table(header, rows)
 
 
 ACROSS = {
-    "honest": honest,
-    "away": away,
+    "rankings": rankings,
+    "weights": packaged_weights,
     "standing": standing,
     "across": across,
     "claims": claims,

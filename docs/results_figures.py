@@ -1,4 +1,4 @@
-"""The figures of results.md; `docs/results.py` draws them."""
+"""The figures of the pages of results; `docs/results.py` draws them."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
     from idml_zoo.types import Embedding
 
 COLOURS = ("#777777", "#000000", "#CC79A7", "#0072B2", "#56B4E9", "#D55E00", "#009E73")  # Okabe and Ito
-_RIGHT, _WRONG = "#0a7d44", "#c62828"
+_CORRECT, _WRONG = "#0a7d44", "#c62828"
 
 
-def title_of(found: Set) -> str:
-    """Of its benchmark, for people."""
-    return benchmarks[found.benchmark].title if found.benchmark in benchmarks else found.benchmark
+def title_of(measured: Set) -> str:
+    """Returns the title of its benchmark."""
+    return benchmarks[measured.benchmark].title if measured.benchmark in benchmarks else measured.benchmark
 
 
-def _colours(found: Set) -> dict[str, tuple[str, str]]:
-    """A colour and a dash for each variant."""
-    return {n: (COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "--") for i, n in enumerate(found.lines)}
+def _colours(measured: Set) -> dict[str, tuple[str, str]]:
+    """Returns a colour and a line style for each variant."""
+    return {n: (COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "--") for i, n in enumerate(measured.lines)}
 
 
-def _finish(figure: Any, labelled: Any, found: Set, path: Path) -> None:
-    """Grids, one legend for all panels, the title, the file."""
+def _finish(figure: Any, labelled: Any, measured: Set, path: Path) -> None:
+    """Adds grids, one legend for all panels and the title, and writes the file."""
     for axis in figure.axes:
         axis.grid(alpha=0.3)
         if not axis.lines:
             axis.text(0.5, 0.5, "no row measured yet has this", transform=axis.transAxes, ha="center", color="#777777")
     handles, labels = labelled.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(title_of(found))
+    figure.suptitle(title_of(measured))
     figure.savefig(path, dpi=110, metadata={"Software": ""})
 
 
-def draw_risk(found: Set, path: Path) -> None:
-    """Risk against coverage: by the level, and by the free baseline of the same row."""
+def draw_risk(measured: Set, path: Path) -> None:
+    """Draws risk against coverage: by the uncertainty level, and by the similarity baseline of the same row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     highest = 0.0
-    for name, (colour, dash) in _colours(found).items():
-        row = found.lines[name].row
+    for name, (colour, dash) in _colours(measured).items():
+        row = measured.lines[name].row
         for axis, score in zip(axes, ("level", "top1_similarity"), strict=True):
             if score == "level" and not row.values("auroc_level"):
                 continue
-            loaded = [load_queries(found.leaderboard / "results", r) for r in row.results]
+            loaded = [load_queries(measured.leaderboard / "results", r) for r in row.results]
             curves = [risk_coverage(v[score], ~v["top1"].astype(bool)) for v in loaded if v is not None]
             mean = 100 * np.mean([r for _, r in curves], axis=0)
             part = curves[0][0] > 0.02
@@ -73,71 +73,71 @@ def draw_risk(found: Set, path: Path) -> None:
             ylim=(0, 1.05 * highest),
         )
     axes[0].set_ylabel("risk: wrong nearest neighbours among them, %")
-    _finish(figure, axes[1], found, path)
+    _finish(figure, axes[1], measured, path)
 
 
-def draw_corruptions(found: Set, path: Path) -> bool:
-    """R@1 and mean level against severity; whether there was anything to draw."""
+def draw_corruptions(measured: Set, path: Path) -> bool:
+    """Draws R@1 and the mean level against severity. Returns whether a row has corrupted queries."""
     from matplotlib.figure import Figure
 
-    kinds = list(dict.fromkeys(k for line in found.lines.values() for k in line.row.first.corruptions))
+    kinds = list(dict.fromkeys(k for line in measured.lines.values() for k in line.row.first.corruptions))
     if not kinds:
         return False
     figure = Figure(figsize=(3.4 * len(kinds), 6), layout="constrained")
     axes = figure.subplots(2, len(kinds), squeeze=False, sharex=True, sharey="row")
-    for name, (colour, dash) in _colours(found).items():
-        row = found.lines[name].row
+    for name, (colour, dash) in _colours(measured).items():
+        row = measured.lines[name].row
         for i, kind in enumerate(kinds):
             axes[0, i].set_title(kind)
             axes[1, i].set_xlabel("severity")
             if kind not in row.first.corruptions:
                 continue
-            for axis, what, scale in ((axes[0, i], "recall@1", 100), (axes[1, i], "level", 1)):
-                if what == "level" and not row.values("auroc_level"):
+            for axis, metric, scale in ((axes[0, i], "recall@1", 100), (axes[1, i], "level", 1)):
+                if metric == "level" and not row.values("auroc_level"):
                     continue
-                curves = np.array([[r.corruptions[kind][s][what] for s in SEVERITIES] for r in row.results])
-                if what == "level":
+                curves = np.array([[r.corruptions[kind][s][metric] for s in SEVERITIES] for r in row.results])
+                if metric == "level":
                     curves /= curves[:, :1]  # heads differ in scale
                 axis.plot(range(1, 6), scale * curves.mean(0), dash, color=colour, label=name, linewidth=1.6)
     axes[0, 0].set_ylabel("R@1 of corrupted queries, %")
     axes[1, 0].set_ylabel("mean ‖u‖, over that at severity 1")
     for axis in axes.flat:
         axis.set_xticks(range(1, 6))
-    _finish(figure, axes[0, 0], found, path)
+    _finish(figure, axes[0, 0], measured, path)
     return True
 
 
-def known_of(found: Set) -> dict[str, np.ndarray]:
-    """What is known of each test image besides its class; nothing of images that are not made by us."""
-    if found.benchmark not in benchmarks or not benchmarks[found.benchmark].embedded:
+def image_attributes(measured: Set) -> dict[str, np.ndarray]:
+    """Returns the attributes of each test image besides its class; {} for sets that the package does not render."""
+    if measured.benchmark not in benchmarks or not benchmarks[measured.benchmark].embedded:
         return {}
-    return dict(benchmarks[found.benchmark].splits().test.extras)
+    return dict(benchmarks[measured.benchmark].splits().test.extras)
 
 
-def _fifths(found: Set) -> list[np.ndarray] | None:
-    """Test images from the least to the most degraded, in five parts; None where nobody knows how degraded they are."""
-    severity = known_of(found).get("severity")
+def _fifths(measured: Set) -> list[np.ndarray] | None:
+    """Returns the test images in five parts, the least degraded first; None for a set of unknown severity."""
+    severity = image_attributes(measured).get("severity")
     return None if severity is None else np.array_split(np.argsort(severity, kind="stable"), 5)
 
 
-def risen(curve: Mapping[str, Mapping[str, float]]) -> float:
-    """How many times higher the mean level is at the last severity of a corruption than at the first."""
+def level_ratio(curve: Mapping[str, Mapping[str, float]]) -> float:
+    """Returns the mean level at the last severity of a corruption over that at the first."""
     return curve[SEVERITIES[-1]]["level"] / curve[SEVERITIES[0]]["level"]
 
 
-def rise(found: Set, row: Row) -> list[float]:
-    """For each seed, how many times higher the mean level of the most degraded images is than that of the least."""
+def level_ratios(measured: Set, row: Row) -> list[float]:
+    """Returns, for each seed, the mean level of the most degraded images over that of the least degraded."""
     if row.first.corruptions:
-        return [float(np.mean([risen(curve) for curve in r.corruptions.values()])) for r in row.results]
-    parts = _fifths(found)
+        return [float(np.mean([level_ratio(curve) for curve in r.corruptions.values()])) for r in row.results]
+    parts = _fifths(measured)
     if parts is None:
         return []
-    loaded = [load_queries(found.leaderboard / "results", r) for r in row.results]
+    loaded = [load_queries(measured.leaderboard / "results", r) for r in row.results]
     return [float(v["level"][parts[-1]].mean() / v["level"][parts[0]].mean()) for v in loaded if v is not None]
 
 
 def draw_across(lines: Sequence[tuple[Set, str, str, Difference]], path: Path) -> None:
-    """Over all sets: what the introspective metric changes, what its level knows, whether it rises as images degrade.
+    """Draws, over all sets: the change in R@1, the AUROC of the level, and its rise as images degrade.
 
     Args:
         lines: (set, variant, what it is compared with, their difference in R@1), in the order to be drawn.
@@ -147,17 +147,19 @@ def draw_across(lines: Sequence[tuple[Set, str, str, Difference]], path: Path) -
 
     figure = Figure(figsize=(11, 1.6 + 0.3 * len(lines)), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True, width_ratios=[1.3, 1, 1])
-    names = list(dict.fromkeys(found.benchmark for found, *_ in lines))
-    for place, (found, name, _, d) in enumerate(lines):
-        row, colour = found.lines[name].row, COLOURS[1 + names.index(found.benchmark) % (len(COLOURS) - 1)]
-        axes[0].plot([100 * d.low, 100 * d.high], [place, place], color=colour, linewidth=2)
-        axes[0].plot(100 * d.mean, place, "o", color=colour, markersize=5)
+    names = list(dict.fromkeys(measured.benchmark for measured, *_ in lines))
+    for height, (measured, name, _, d) in enumerate(lines):
+        row, colour = measured.lines[name].row, COLOURS[1 + names.index(measured.benchmark) % (len(COLOURS) - 1)]
+        axes[0].plot([100 * d.low, 100 * d.high], [height, height], color=colour, linewidth=2)
+        axes[0].plot(100 * d.mean, height, "o", color=colour, markersize=5)
         for metric, marker, inside in (("auroc_top1_similarity", "D", "white"), ("auroc_level", "o", colour)):
             for value in row.values(metric) or []:
-                axes[1].plot(100 * value, place, marker, color=colour, markerfacecolor=inside, markersize=5)
-        for value in rise(found, row) if row.values("auroc_level") else []:
-            axes[2].plot(value, place, "o", color=colour, markersize=5)
-    axes[0].set_yticks(range(len(lines)), [f"{found.benchmark}: {a} − {b}" for found, a, b, _ in lines], fontsize=8)
+                axes[1].plot(100 * value, height, marker, color=colour, markerfacecolor=inside, markersize=5)
+        for value in level_ratios(measured, row) if row.values("auroc_level") else []:
+            axes[2].plot(value, height, "o", color=colour, markersize=5)
+    axes[0].set_yticks(
+        range(len(lines)), [f"{measured.benchmark}: {a} − {b}" for measured, a, b, _ in lines], fontsize=8
+    )
     axes[0].invert_yaxis()
     axes[0].set(title="R@1, points (95 %)")
     axes[1].set(title="AUROC: ● ‖u‖  ◇ −sim")
@@ -170,7 +172,7 @@ def draw_across(lines: Sequence[tuple[Set, str, str, Difference]], path: Path) -
 
 
 def draw_published(name: str, folder: Path, benchmark: str = "glyphs") -> None:
-    """What a published model makes of the test glyphs: the picture of README, and two sheets of its gallery."""
+    """Draws the test glyphs as a published model sees them: the picture of README, and two sheets of its gallery."""
     import idml_zoo
     from idml_zoo.evaluation.embed import embed
     from idml_zoo.gallery import choose, sheet
@@ -179,21 +181,20 @@ def draw_published(name: str, folder: Path, benchmark: str = "glyphs") -> None:
     model = idml_zoo.create_model(name, pretrained=True)
     bank = embed(model, split, model.transform)
     sections = choose(bank, split, k=8, count=6).sections
-    for heading, what in (("Most confident mistakes", "mistakes"), ("Most uncertain images", "uncertain")):
-        sheet(split, sections[heading], 64).save(folder / f"glyphs-{what}.png", optimize=True)
+    for heading, name in (("Most confident mistakes", "mistakes"), ("Most uncertain images", "uncertain")):
+        sheet(split, sections[heading], 64).save(folder / f"glyphs-{name}.png", optimize=True)
     draw_headline(split, bank, folder / "headline.png")
 
 
 def draw_headline(split: Split, bank: Embedding, path: Path, rows: int = 3, columns: int = 14) -> None:
-    """Images from the surest to the most uncertain by ‖u‖, drawn at random from each part of that order, over the share
-    of wrong nearest neighbours of the whole part."""
+    """Draws images in the order of ‖u‖, some of each part, over the share of that part's wrong neighbours."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     from idml_zoo.evaluation.knn import search
 
-    near = search(bank, bank, 1, exclude_self=True).indices[:, 0].numpy()
-    wrong = split.labels[near] != split.labels
+    nearest = search(bank, bank, 1, exclude_self=True).indices[:, 0].numpy()
+    wrong = split.labels[nearest] != split.labels
     parts = np.array_split(np.argsort(bank.level.numpy(), kind="stable"), columns)
     draw = np.random.RandomState(0)
     figure = Figure(figsize=(10, 4.3), layout="constrained")
@@ -205,7 +206,7 @@ def draw_headline(split: Split, bank: Embedding, path: Path, rows: int = 3, colu
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set(
-                    color=_WRONG if wrong[image] else _RIGHT, linewidth=2, linestyle="--" if wrong[image] else "-"
+                    color=_WRONG if wrong[image] else _CORRECT, linewidth=2, linestyle="--" if wrong[image] else "-"
                 )
     axis = figure.add_subplot(grid[rows, :])
     axis.bar(range(columns), [100 * wrong[part].mean() for part in parts], color="#4c72b0")
@@ -215,7 +216,7 @@ def draw_headline(split: Split, bank: Embedding, path: Path, rows: int = 3, colu
     axis.spines[["top", "right"]].set_visible(False)
     marks = [
         Rectangle((0, 0), 1, 1, fill=False, edgecolor=c, linewidth=2, linestyle=s)
-        for c, s in ((_RIGHT, "-"), (_WRONG, "--"))
+        for c, s in ((_CORRECT, "-"), (_WRONG, "--"))
     ]
     figure.legend(
         marks, ["nearest neighbour right", "wrong"], loc="outside upper right", ncols=2, frameon=False, fontsize=9
@@ -224,27 +225,27 @@ def draw_headline(split: Split, bank: Embedding, path: Path, rows: int = 3, colu
     figure.savefig(path, dpi=110, metadata={"Software": ""})
 
 
-def draw_severity(found: Set, path: Path) -> bool:
-    """R@1 and mean level by fifths of the severity that a benchmark's images are degraded by, where it is known."""
+def draw_severity(measured: Set, path: Path) -> bool:
+    """Draws R@1 and the mean level by fifths of the images' severity. Returns whether the severity is recorded."""
     from matplotlib.figure import Figure
 
-    fifths = _fifths(found)
+    fifths = _fifths(measured)
     if fifths is None:
         return False
-    severity = benchmarks[found.benchmark].splits().test.extras["severity"]
+    severity = benchmarks[measured.benchmark].splits().test.extras["severity"]
     middles = [float(np.mean(severity[part])) for part in fifths]
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for name, (colour, dash) in _colours(found).items():
-        row = found.lines[name].row
-        for axis, what in zip(axes, ("top1", "level"), strict=True):
-            if what == "level" and not row.values("auroc_level"):
+    for name, (colour, dash) in _colours(measured).items():
+        row = measured.lines[name].row
+        for axis, metric in zip(axes, ("top1", "level"), strict=True):
+            if metric == "level" and not row.values("auroc_level"):
                 continue
-            loaded = [load_queries(found.leaderboard / "results", r) for r in row.results]
-            curves = np.array([[float(v[what][part].mean()) for part in fifths] for v in loaded if v is not None])
-            curves = 100 * curves if what == "top1" else curves / curves[:, :1]  # heads differ in scale
+            loaded = [load_queries(measured.leaderboard / "results", r) for r in row.results]
+            curves = np.array([[float(v[metric][part].mean()) for part in fifths] for v in loaded if v is not None])
+            curves = 100 * curves if metric == "top1" else curves / curves[:, :1]  # heads differ in scale
             axis.plot(middles, curves.mean(0), dash, color=colour, label=name, linewidth=1.6, marker="o", markersize=3)
     axes[0].set(ylabel="R@1, %", xlabel="severity, mean of each fifth of the images")
     axes[1].set(ylabel="mean ‖u‖, over that of the first fifth", xlabel="severity, mean of each fifth of the images")
-    _finish(figure, axes[0], found, path)
+    _finish(figure, axes[0], measured, path)
     return True

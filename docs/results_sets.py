@@ -1,4 +1,4 @@
-"""What is measured of each study: its variants' rows, their controls, and how they differ."""
+"""The measured rows of each study: its variants, their controls, and the differences between them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[1]
 STUDIES, LEADERBOARD = ROOT / "recipes" / "studies", ROOT / "leaderboard"
 SIMPLER = {"idml": "pa_mixup", "idml_no_mixup": "pa", "idml_released": "pa_mixup", "pa_mixup": "pa", "vmf": "pa"}
 SIMPLER["loss_prediction"] = "pa"
-_COMPARED: dict[tuple[object, ...], dict[str, Difference]] = {}  # by the values of the queries
+_COMPARED: dict[tuple[object, ...], dict[str, Difference]] = {}  # key: the sha256 of the queries' values
 
 
 @dataclass(frozen=True)
 class Line:
-    """A variant of a study, as far as it is measured."""
+    """The measured row of one variant of a study."""
 
     variant: str
     settings: dict[str, float]
@@ -46,18 +46,18 @@ class Set:
     benchmark: str
     leaderboard: Path
     lines: dict[str, Line]
-    baseline: Row | None  # pooled features without training, at the same resolution
-    controls: list[Line]  # with settings that no trial chose
+    baseline: Row | None  # pooled features, not trained on the set, at the same resolution
+    controls: list[Line]  # settings that no trial chose
 
 
 def _row(results: list[Result]) -> Row:
-    """In the order of the seeds."""
+    """Returns the row of these results, in the order of their seeds."""
     return Row(tuple(sorted(results, key=lambda r: r.seed)))
 
 
 def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[Set]:
-    """Every study of which a row is measured on the test classes by all its seeds, in the order of their names."""
-    known = read_results(leaderboard / "results")
+    """Returns the studies that have a variant measured by all its seeds, in the order of their file names."""
+    stored = read_results(leaderboard / "results")
     sets = []
     for path in sorted(studies.glob("*.yaml")):
         study = read_study(path)
@@ -71,7 +71,7 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
                 weights = {r.provenance.weights_sha256 for r in results}
                 twins = [
                     r
-                    for r in known
+                    for r in stored
                     if (r.benchmark, r.row) == (config.benchmark, f"{results[0].row}-introspective")
                     and r.provenance.weights_sha256 in weights
                 ]
@@ -80,7 +80,7 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
         if lines:
             first = next(iter(lines.values())).row.first
             name = f"features-{first.model.backbone.split('.')[0]}-{first.protocol.image_size}px"
-            plain = [r for r in known if (r.benchmark, r.row) == (config.benchmark, name)]
+            plain = [r for r in stored if (r.benchmark, r.row) == (config.benchmark, name)]
             baseline = Row(tuple(plain)) if plain else None
             controls = []
             for variant, settings, finals in progress.controls():
@@ -91,73 +91,75 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
     return sets
 
 
-def queries(found: Set, row: Row, metric: str) -> np.ndarray:
-    """``(S, N)`` a metric's value of each query for each seed."""
+def queries(measured: Set, row: Row, metric: str) -> np.ndarray:
+    """Returns a metric's value for each seed and query: ``(S, N)``, without queries that are alone in their class."""
     values = []
     for result in row.results:
-        loaded = load_queries(found.leaderboard / "results", result)
+        loaded = load_queries(measured.leaderboard / "results", result)
         assert loaded is not None, result.row
-        values.append(loaded[metric].astype(np.float64)[~np.isnan(loaded["map@r"])])  # NaN: alone in its class
+        values.append(loaded[metric].astype(np.float64)[~np.isnan(loaded["map@r"])])  # alone in its class: NaN
     return np.stack(values)
 
 
-def pairs(found: Set) -> Iterator[tuple[str, str]]:
-    """(variant, what it must be compared with): the same but for one thing."""
-    for name in found.lines:
+def pairs(measured: Set) -> Iterator[tuple[str, str]]:
+    """Yields (variant, the simpler variant that differs from it in one thing)."""
+    for name in measured.lines:
         variant = variants[name]
         other = SIMPLER.get(name)
         if other is None and variant.similarity == "introspective":
             other = name.removeprefix("idml_").removesuffix("_no_mixup") + ("_mixup" if variant.mixup else "")
-        if other in found.lines:
+        if other in measured.lines:
             yield name, other
 
 
-def controlled(found: Set) -> Iterator[tuple[str, Line]]:
-    """(variant, the control of its pair that was trained with the settings which its own trials chose)."""
-    for control in found.controls:
-        for name, other in pairs(found):
-            own = yaml.safe_load(found.lines[name].row.first.provenance.recipe)
-            if other == control.variant and all(own[k] == v for k, v in control.settings.items()):
+def matched_controls(measured: Set) -> Iterator[tuple[str, Line]]:
+    """Yields (variant, the control of its pair that was trained with the variant's chosen settings)."""
+    for control in measured.controls:
+        for name, other in pairs(measured):
+            recipe = yaml.safe_load(measured.lines[name].row.first.provenance.recipe)
+            if other == control.variant and all(recipe[k] == v for k, v in control.settings.items()):
                 yield name, control
 
 
-def compared(found: Set, first: Row, second: Row, same_weights: bool = False) -> dict[str, Difference]:
-    """The difference of two rows in R@1 and MAP@R; of the same weights, a seed is compared with itself.
+def compared(measured: Set, first: Row, second: Row, same_weights: bool = False) -> dict[str, Difference]:
+    """Returns the difference of two rows in R@1 and MAP@R, as fractions.
+
+    Of the same weights, each seed is compared with itself.
 
     Raises:
-        ResultError: rows of other images or of another protocol version.
+        ResultError: the rows differ in their images or in the protocol version.
     """
     pair = (*(tuple(r.queries_sha256 for r in row.results) for row in (first, second)), same_weights)
-    if pair in _COMPARED:  # several tables show it
+    if pair in _COMPARED:  # several tables show the same pair
         return _COMPARED[pair]
-    what = [{(r.provenance.data_sha256, r.protocol.version) for r in row.results} for row in (first, second)]
-    if len(what[0] | what[1]) != 1:
+    identities = [{(r.provenance.data_sha256, r.protocol.version) for r in row.results} for row in (first, second)]
+    if len(identities[0] | identities[1]) != 1:
         raise ResultError(f"{first.first.row} and {second.first.row} are of other images or protocols")
-    made = {}
+    differences = {}
     for title, metric in {"R@1": "top1", "MAP@R": "map@r"}.items():
-        a, b = queries(found, first, metric), queries(found, second, metric)
-        made[title] = difference(a - b, np.zeros_like(a)) if same_weights else difference(a, b)
-    _COMPARED[pair] = made
-    return made
+        a, b = queries(measured, first, metric), queries(measured, second, metric)
+        differences[title] = difference(a - b, np.zeros_like(a)) if same_weights else difference(a, b)
+    _COMPARED[pair] = differences
+    return differences
 
 
-def scores(found: Set) -> tuple[dict[str, float], dict[str, float]]:
-    """What each variant was chosen by: its best trial on held-out classes, and the mean over seeds on test classes."""
-    metric, there, here = found.study.choose_by, {}, {}
-    for name, line in found.lines.items():
-        best = found.progress.chosen(name)
+def scores(measured: Set) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns each variant's score: of its best trial on held-out classes, and the mean over seeds on test classes."""
+    metric, on_validation, on_test = measured.study.choose_by, {}, {}
+    for name, line in measured.lines.items():
+        best = measured.progress.chosen(name)
         assert best and best.result
-        there[name] = found.progress.score(best.result)
-        here[name] = statistics.fmean(line.row.values(metric) or [])
-    return there, here
+        on_validation[name] = measured.progress.score(best.result)
+        on_test[name] = statistics.fmean(line.row.values(metric) or [])
+    return on_validation, on_test
 
 
-def said(settings: dict[str, float]) -> str:
-    """ "lr 0.002, τ 5"."""
+def settings_text(settings: dict[str, float]) -> str:
+    """Returns settings as in "lr 0.002, τ 5"."""
     return ", ".join(f"{'τ' if k == 'tau' else k} {v:g}" for k, v in settings.items())
 
 
-def shown(d: Difference) -> str:
-    """ "+1.20 [+0.31, +2.04]" in points; bold where the interval leaves 0 out."""
+def interval(d: Difference) -> str:
+    """Returns a difference as in "+1.20 [+0.31, +2.04]", in points; bold where the interval excludes 0."""
     text = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
     return f"**{text}**" if d.distinguishable else text

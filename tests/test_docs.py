@@ -1,5 +1,6 @@
 """The pages under docs/ are what the result files say."""
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -16,6 +17,17 @@ import gradients
 def test_the_page_agrees_with_the_result_files(script):
     done = subprocess.run([sys.executable, f"docs/{script}.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_table_of_every_set_is_on_one_page():
+    import results
+
+    pages = "\n".join(page.read_text() for page in results.PAGES)
+    names = re.findall(r"^<!-- made: ([\w ]+) -->$", pages, re.MULTILINE)
+    assert len(names) == len(set(names))
+    everywhere = {f"{kind} {path.stem}" for kind in results.BLOCKS for path in results.STUDIES.glob("*.yaml")}
+    elsewhere = {name for name in everywhere if name.startswith("twins ") and name != "twins glyphs"}
+    assert {*results.ACROSS, *everywhere} - set(names) == elsewhere | {"corrupted glyphs"}
 
 
 def test_a_changed_number_is_seen():

@@ -210,7 +210,7 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     assert f"| `pa`: lr 0.001 − lr {chosen:g} | {100 * (here - plain):+.2f} [" in compared
     assert "| `pa`, a control | lr 0.001: not chosen |" in blocks["rows mine"]
     assert "| `idml_no_mixup` − `pa` at lr 0.001, a control |" in blocks["across"]
-    assert "`idml_no_mixup` against `pa` at its own lr 0.001 (a control): " in blocks["findings mine"]
+    assert "`idml_no_mixup` against `pa` at the same lr 0.001 (a control): " in blocks["findings mine"]
     (found,) = results.read_sets(folder, folder / "board")
     row = found.lines["pa"].row
     apart, together = (results.compared(found, row, row, same)["R@1"] for same in (False, True))
@@ -274,8 +274,8 @@ def test_a_finding_says_what_its_interval_allows(mean, low, high, says):
     assert results.verdict("a", "b", {"R@1": Difference(mean, low, high, 0.5)}) == f"`a` against `b`: {says}."
 
 
-def test_places_on_validation_and_on_test():
-    assert results.places({"a": 0.3, "b": 0.5, "c": 0.3}) == {"a": 2, "b": 1, "c": 2}
+def test_ranks_on_validation_and_on_test():
+    assert results.ranks({"a": 0.3, "b": 0.5, "c": 0.3}) == {"a": 2, "b": 1, "c": 2}
 
 
 @pytest.mark.parametrize(
