@@ -11,6 +11,7 @@ from conftest import ROOT, make_folder
 import idml_zoo
 
 EXAMPLES = ROOT / "docs" / "examples"
+MODEL = ["--model", "idml_test_resnet_glyphs"]
 
 
 @pytest.fixture
@@ -51,25 +52,29 @@ def test_training_prints_a_falling_loss_and_saves_the_model(photos, tmp_path):
     assert model.transform.image_size == 64
 
 
-def test_search_prints_neighbours_and_declines_above_the_limit(photos, tmp_path):
-    query = photos / "class_1" / "2.png"
-    question = ["search_in_a_folder.py", photos, query, "--model", "idml_test_resnet_glyphs", "--k", "3"]
-    head, first, *near = printed(*question, "--max-uncertainty", 1e6, folder=tmp_path)
-    assert head == "16 images; queries with a level above 1e+06 are declined"
-    level = float(re.fullmatch(rf"{re.escape(str(query))}: level (\S+)", first)[1])
-    scores = [float(line.split()[0]) for line in near]
-    assert len(near) == 3 and scores == sorted(scores, reverse=True)
-    assert near[0].split()[:2] == ["1.000", str(query)], "the query is in the folder"
-    assert float(near[0].split()[-1]) == pytest.approx(level, rel=0.01)
-    low = printed(*question, "--max-uncertainty", level / 2, folder=tmp_path)
-    assert low[2:] == ["  declined: too uncertain to be answered"]
-
-
-def test_the_default_limit_is_that_of_the_folder(photos, tmp_path):
+def test_search_prints_neighbours_and_declines_the_most_uncertain(photos, tmp_path):
     files = sorted(photos.rglob("*.png"))
-    weights = ["--model", "idml_test_resnet_glyphs", "--k", "1"]
-    lines = printed("search_in_a_folder.py", photos, *files, *weights, folder=tmp_path)
-    assert sum("declined: too" in line for line in lines) == 1, "5 % of 16 images: the most uncertain one"
+    head, *lines = printed("search_in_a_folder.py", photos, *files, *MODEL, "--k", "3", folder=tmp_path)
+    limit = float(re.fullmatch(r"16 images; queries with a level above (\S+) are declined", head)[1])
+    starts = [i for i, line in enumerate(lines) if not line.startswith(" ")]
+    answers = [lines[i:j] for i, j in zip(starts, [*starts[1:], None], strict=True)]
+    declined = [answer for answer in answers if answer[1:] == ["  declined: too uncertain to be answered"]]
+    levels = [float(query.rpartition(" level ")[2]) for query, *_ in answers]
+    assert len(answers) == 16 and len(declined) == 1, "above the 95 % quantile of 16 levels lies the highest"
+    assert float(declined[0][0].rpartition(" level ")[2]) == max(levels) >= limit
+    for file, (query, *near) in zip(files, answers, strict=True):
+        assert query.startswith(f"{file}: level ")
+        if [query, *near] not in declined:
+            scores = [float(line.split()[0]) for line in near]
+            assert len(near) == 3 and scores == sorted(scores, reverse=True)
+            assert scores[0] == 1, "the query itself is in the folder"
+
+
+def test_search_declines_above_the_limit_that_is_given(photos, tmp_path):
+    query = photos / "class_1" / "2.png"
+    lines = printed("search_in_a_folder.py", photos, query, *MODEL, "--max-uncertainty", "0", folder=tmp_path)
+    assert lines[0] == "16 images; queries with a level above 0 are declined"
+    assert lines[1].startswith(f"{query}: level ") and lines[2:] == ["  declined: too uncertain to be answered"]
 
 
 def test_a_loss_of_pytorch_metric_learning_trains_plain_and_introspective(photos, tmp_path):
