@@ -6,6 +6,7 @@ A head is an ``nn.Module`` made by ``Head(in_features, embedding_dim, **options)
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,10 @@ from idml_zoo.registry import heads
 from idml_zoo.types import Embedding
 
 
-def _full_precision(features: Tensor) -> torch.autocast:
+def _full_precision(features: Tensor) -> AbstractContextManager[None]:
     """Heads leave autocast: rounding a unit vector to bfloat16 would cost its cosines their third digit."""
+    if features.is_meta:  # has no autocast to leave
+        return nullcontext()
     return torch.autocast(features.device.type, enabled=False)
 
 

@@ -15,6 +15,7 @@ from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.registry import heads, nearest
 from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding
+from idml_zoo.weights import LOADING_OPTIONS
 
 if TYPE_CHECKING:
     from idml_zoo.pretrained import Origin
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="IDMLModel")
 
 POOLINGS = ("avg+max", "avg", "native")
-# options of timm.create_model that say where weights come from, not what the network is
 # keywords of other libraries' save_pretrained and push_to_hub
 _ELSEWHERE = {"commit_message", "create_pr", "repo_id", "push_to_hub", "safe_serialization", "max_shard_size", "branch"}
-_LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 def create_backbone(name: str, pooling: str | None = None, **kwargs: Any) -> tuple[Any, str]:
@@ -117,7 +116,7 @@ class IDMLModel(nn.Module):
         self.backbone_frozen = self._backbone_fixed = False
         self.origin: Origin | None = None
         self.backbone_source = "none"
-        saved_options = {k: v for k, v in backbone_options.items() if k not in _LOADING}
+        saved_options = {k: v for k, v in backbone_options.items() if k not in LOADING_OPTIONS}
         plain = backbone_name if ":" not in backbone_name else self.backbone.pretrained_cfg["architecture"]
         self.config: dict[str, Any] = {
             "backbone": plain,

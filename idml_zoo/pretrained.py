@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idml_zoo import probe
+from idml_zoo import limits, probe
 from idml_zoo.data.transforms import build_transforms
 from idml_zoo.model import IDMLModel
 from idml_zoo.results import CHECKPOINTS
 from idml_zoo.similarity import TAU
 from idml_zoo.weights import (
+    CONFIG,
     MOST_HEADER,
     Spec,
     WeightsError,
     check_spec,
+    parse_config,
     read_config,
     read_tensors,
     sha256_of,
@@ -81,6 +84,7 @@ class Origin:
 
 def save(model: IDMLModel, folder: Path, dtype: torch.dtype | None = None, meta: dict[str, Any] | None = None) -> Path:
     """See :meth:`IDMLModel.save_pretrained`."""
+    check_can_be_loaded(model)
     twin = copy.deepcopy(model).cpu().eval()
     first = next(twin.parameters()).dtype
     if bad := _not_finite(twin):
@@ -103,7 +107,17 @@ def save(model: IDMLModel, folder: Path, dtype: torch.dtype | None = None, meta:
 
 def check_can_be_loaded(model: IDMLModel) -> None:
     """ValueError where the files of this network would be refused by :func:`load`: before hours are spent on it."""
-    check_spec(Spec(model.config, model.transform))
+    spec = Spec(model.config, model.transform)
+    check_spec(spec)
+    try:
+        _fits(spec.to_json())
+    except WeightsError as error:
+        raise ValueError(f"this model could be saved but not loaded: {error}") from error
+
+
+@lru_cache(64)  # a training saves the same network after every epoch
+def _fits(text: str) -> None:
+    _plan(parse_config(text, CONFIG), CONFIG)
 
 
 def _sums(model: IDMLModel) -> tuple[float, ...]:
@@ -130,7 +144,7 @@ def load(
     Args:
         config: path of the file.
         weights: path of its ``model.safetensors``; None for the same network freshly initialised.
-        verify: compute the probe again, and refuse where it has changed.
+        verify: compute the probe again, and refuse where it has changed, or where that costs too much.
         source, revision: for :class:`Origin`.
         sha256: that the weights must have; None for any.
 
@@ -138,9 +152,9 @@ def load(
         WeightsError: see :mod:`idml_zoo.weights`; or the sha256 or the probe is another.
     """
     spec = read_config(config)
+    expected = _plan(spec, config, verify)  # before the weights are looked at
     if weights is None:
         return _build(spec, config).eval()
-    expected = _expected(spec, config)  # before the weights are looked at
     if (size := weights.stat().st_size) > _most_bytes(expected):
         raise WeightsError(f"{weights} has {size:,} bytes, the network of {config} at most {_most_bytes(expected):,}")
     found = sha256_of(weights)
@@ -160,20 +174,32 @@ def load(
 
 def most_bytes(config: Path) -> int:
     """What the weights of a ``config.json`` may weigh at most: in float32, with their description."""
-    return _most_bytes(_expected(read_config(config), config))
+    return _most_bytes(_plan(read_config(config), config, False))
 
 
 def _most_bytes(expected: dict[str, Tensor]) -> int:
     return sum(v.numel() * max(v.element_size(), 4) for v in expected.values()) + MOST_HEADER
 
 
-def _expected(spec: Spec, config: Path) -> dict[str, Tensor]:
-    """The network's tensors without values: costs no memory, whatever a stranger asks for."""
+def _plan(spec: Spec, config: Path | str, run: bool = True) -> dict[str, Tensor]:
+    """The network's tensors without values: costs no memory, whatever a stranger asks for.
+
+    Raises:
+        WeightsError: it has more parameters, or costs more to ``run`` on one image, than :mod:`idml_zoo.limits` allow.
+    """
     with torch.device("meta"):
-        return dict(_build(spec, config).state_dict())
+        network = _build(spec, config).eval()
+    if not limits.lifted():
+        try:
+            limits.check_parameters(network)
+            if run:
+                limits.check_work(network, spec.transform.image_size)
+        except ValueError as error:
+            raise WeightsError(f"{config}: the network that it describes is refused, {error}") from error
+    return dict(network.state_dict())
 
 
-def _build(spec: Spec, config: Path) -> IDMLModel:
+def _build(spec: Spec, config: Path | str) -> IDMLModel:
     m = spec.model
     try:
         return IDMLModel(

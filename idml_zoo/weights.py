@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from idml_zoo.data.transforms import TransformConfig
+from idml_zoo.limits import MOST_WIDTH, check_side
 from idml_zoo.version import __version__
 
 FORMAT = 2  # 1 had no probe
@@ -46,6 +47,19 @@ BACKBONE_OPTIONS = {
     "global_pool",
     "class_token",
     "reg_tokens",
+}
+# Options of timm.create_model that say where weights come from, not what the network is. They read paths, ask the Hub
+# or change what is loaded, and no file describes a model that was made with them.
+LOADING_OPTIONS = {
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "pretrained_filter_fn",
+    "pretrained_model_args",
+    "checkpoint_path",
+    "cache_dir",
+    "pruned",
 }
 MOST_CONFIG, MOST_HEADER = 1 << 20, 1 << 23  # bytes of config.json, and of what describes the tensors
 _MOST_NUMBER = 1 << 16
@@ -204,7 +218,7 @@ def parse_config(text: str, name: str) -> Spec:
     if not isinstance(content.get("probe"), (dict, type(None))):
         raise WeightsError(f"{name}: 'probe' must be an object or null")
     try:
-        _check_model(model)
+        check_model(model)
         transform = _transform(content["transform"])
     except (TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{name}: {error}") from error
@@ -218,28 +232,38 @@ def _same_keys(where: str, found: dict[str, Any], expected: set[str]) -> None:
         raise WeightsError(f"{where} has missing or unknown keys: missing {missing}; unknown {unknown}")
 
 
-def _check_model(model: dict[str, Any]) -> None:
-    """What a file may ask for: names without a scheme or a path, and small plain values."""
+def check_model(model: Mapping[str, Any]) -> None:
+    """What a file may ask for: names without a scheme or a path, and small plain values.
+
+    Args:
+        model: backbone, head, embedding_dim, pooling, head_options and backbone_options.
+
+    Raises:
+        ValueError: one of them is something else; the message names it, and what is allowed.
+    """
     for key in ("backbone", "head"):
         if not isinstance(model[key], str) or not re.fullmatch(r"[A-Za-z0-9_.+-]{1,120}", model[key]):
             raise ValueError(f"{key} must be a plain name, got {model[key]!r:.80}")
     if not isinstance(model["pooling"], str):
         raise ValueError(f"pooling must be a name, got {model['pooling']!r:.80}")
     dim = model["embedding_dim"]
-    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= _MOST_NUMBER):
-        raise ValueError(f"embedding_dim must be in 1–{_MOST_NUMBER} or null, got {dim!r:.80}")
-    for key in ("head_options", "backbone_options"):
-        options = model[key]
-        if not isinstance(options, dict) or not all(_is_plain(v) for v in options.values()):
-            raise ValueError(f"{key} must be plain values (at most {_MOST_NUMBER}) by name, got {options!r:.80}")
-    if refused := sorted(model["backbone_options"].keys() - BACKBONE_OPTIONS):
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= MOST_WIDTH):
+        raise ValueError(f"embedding_dim must be in 1–{MOST_WIDTH} or null, got {dim!r:.80}")
+    if not isinstance(model["backbone_options"], dict):
+        raise ValueError(f"backbone_options must be plain values by name, got {model['backbone_options']!r:.80}")
+    if refused := sorted(map(str, model["backbone_options"].keys() - BACKBONE_OPTIONS)):
         raise ValueError(
             f"backbone_options may not have {', '.join(refused)[:80]}; a file may give "
             f"{', '.join(sorted(BACKBONE_OPTIONS))}"
         )
+    for key in ("head_options", "backbone_options"):
+        options = model[key]
+        if not isinstance(options, dict) or not all(is_plain(v) for v in options.values()):
+            raise ValueError(f"{key} must be plain values (at most {_MOST_NUMBER}) by name, got {options!r:.80}")
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether a value is a small number, a few of them, or a short word: nothing that names a file or an address."""
     if isinstance(value, (list, tuple)):
         return len(value) <= 4 and all(isinstance(v, (int, float)) and abs(v) <= _MOST_NUMBER for v in value)
     if isinstance(value, (int, float)):
@@ -254,10 +278,7 @@ def _transform(values: Any) -> TransformConfig:
         transform = TransformConfig(**values)
     except TypeError as error:
         raise ValueError(f"bad 'transform' ({error})") from error
-    if not isinstance(transform.image_size, int) or transform.image_size > 4096:
-        raise ValueError(f"image_size must be a whole number up to 4096, got {transform.image_size!r:.40}")
-    if transform.crop_fraction < 0.1:  # the image is resized to image_size / crop_fraction
-        raise ValueError(f"crop_fraction must be 0.1 to 1, got {transform.crop_fraction!r:.40}")
+    check_side(transform.image_size, transform.crop_fraction)
     return transform
 
 

@@ -21,7 +21,9 @@ from idml_zoo.data.corruptions import CORRUPTIONS
 from idml_zoo.registry import nearest
 from idml_zoo.results import NAME
 from idml_zoo.variants import variants
+from idml_zoo.weights import LOADING_OPTIONS
 
+_ROW = re.compile(r"([A-Za-z0-9_.+-]|\{(variant|backbone|image_size)\})*")
 QUICKSTART = Path(__file__).with_name("glyphs_quickstart.yaml")
 
 
@@ -150,10 +152,13 @@ class Config:
         for key in (*positive, "initial_level", "clip_value"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} must be positive, got {getattr(self, key)!r}")
-        try:
-            row = self.row(0)
-        except (LookupError, ValueError, AttributeError):
-            row = ""
+        if refused := sorted(map(str, self.backbone_options.keys() & LOADING_OPTIONS)):
+            raise ConfigError(
+                f"backbone_options may not have {', '.join(refused)}: a model with them could not be saved honestly; "
+                "say what the weights are with backbone_weights (none, timm or package), which network with backbone"
+            )
+        # nothing but these fields: a format can also say how wide, or reach into an object
+        row = self.row(0) if _ROW.fullmatch(self.name) else ""
         # before a run, not after it: both are names of folders
         for key, value, made in (("name", self.name, row), ("benchmark", self.benchmark, self.benchmark)):
             if not NAME.fullmatch(made):

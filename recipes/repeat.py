@@ -3,6 +3,9 @@
     python recipes/repeat.py leaderboard/results/glyphs/idml-test_resnet-64px-tuned/seed0.json
     python recipes/repeat.py RESULT.json --root /data --within 0.5     # on a GPU, or with other versions: in points
 
+A recipe out of a file may come from a stranger: it trains a network that timm knows on a registered benchmark, and what
+names another place (one's own images, a repository of the Hub, other folders) needs --trust.
+
 With the same code, versions, processor and number of threads a run on a CPU gives the same weights, bit for bit. Exits
 with 0 where every metric comes back, with 1 where one is further off than allowed. The new run goes to runs/repeat.
 """
@@ -18,26 +21,38 @@ import train
 import yaml
 from rich.console import Console
 from rich.table import Table
+from stranger import check_recipe, read_recipe
 
 from idml_zoo.leaderboard import in_order, title
 from idml_zoo.results import Result, ResultError, read_result
 
 
-def repeat(old: Result, out: Path, root: str | None = None) -> Result:
+def repeat(old: Result, out: Path, root: str | None = None, trust: bool = False) -> Result:
     """The result of the same run, made anew under ``out``.
 
+    Args:
+        old: its recipe is taken for a stranger's.
+        out: folder of the run and of its leaderboard.
+        root: folder of the data; None for the recipe's.
+        trust: let the recipe name places: images, folders, the Hub.
+
     Raises:
-        ResultError: it was not trained by the recipe, or the run failed (which has said why).
+        ResultError: it was not trained by the recipe, the recipe asks for what a stranger's may not, or the run failed
+            (which has said why).
     """
     p = old.provenance
-    recipe = yaml.safe_load(p.recipe) if p.recipe else None
-    if not isinstance(recipe, dict) or not p.weights_sha256:
+    if not p.recipe or not p.weights_sha256:
         raise ResultError(
             f"{old.benchmark}/{old.row}: no recipe in its result; only what recipes/train.py trained repeats"
         )
-    recipe |= {"output": str(out), "leaderboard": str(out / "leaderboard"), "data_root": root or recipe["data_root"]}
+    recipe = read_recipe(p.recipe)
+    recipe |= {"output": str(out), "leaderboard": str(out / "leaderboard"), "tracker": ""}  # nothing elsewhere
+    if root is not None:
+        recipe["data_root"] = root
     if p.threads and "cpu" in p.device:
         recipe["threads"] = p.threads
+    if not trust:
+        check_recipe(recipe, root is not None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -75,11 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("result", type=Path, help="result file of one seed")
     parser.add_argument("--root", help="folder that holds the data (default: as in the recipe)")
     parser.add_argument("--within", type=float, default=0.0, metavar="POINTS", help="largest difference (default 0)")
+    parser.add_argument("--trust", action="store_true", help="let the recipe name images, folders and the Hub")
     parser.add_argument("--out", type=Path, default=Path("runs/repeat"), help="(default: runs/repeat)")
     args = parser.parse_args(arguments)
     try:
         old = read_result(args.result)
-        new = repeat(old, args.out, args.root)
+        new = repeat(old, args.out, args.root, args.trust)
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ LAYERS = {
     "results": 0,
     "variants": 0,
     "compare": 0,
+    "limits": 0,
     "similarity": 1,
     "heads": 1,
     "distributed": 1,

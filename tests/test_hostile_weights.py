@@ -141,6 +141,7 @@ def deep(levels):
     return "[" * levels + "]" * levels
 
 
+VIT = {"model__pooling": "native"}
 HOSTILE_CONFIGS = {
     "unknown key": ({"surprise": 1}, "unknown surprise"),
     "unknown model key": ({"model__code": "import os"}, "unknown code"),
@@ -153,17 +154,51 @@ HOSTILE_CONFIGS = {
     "unknown head": ({"model__head": "os.system"}, "unknown head"),
     "path in an option": ({"model__backbone_options": {"checkpoint_path": "a"}}, "may not have checkpoint_path"),
     "pretrained option": ({"model__backbone_options": {"pretrained": True}}, "may not have pretrained"),
-    "file option": ({"model__backbone_options": {"pretrained_cfg": {"file": "/etc/x"}}}, "plain values"),
+    "file option": ({"model__backbone_options": {"pretrained_cfg": {"file": "/etc/x"}}}, "may not have pretrained_cfg"),
+    "nested option": ({"model__backbone_options": {"img_size": {"file": "/etc/x"}}}, "plain values"),
     "endless depth": ({"model__backbone_options": {"depth": 50000}}, "may not have depth"),
     "unknown head option": ({"model__head_options": {"eval": 1}}, "cannot be built"),
-    "huge width": ({"model__embedding_dim": 10**9}, "embedding_dim must be in 1–65536"),
-    "large width": ({"model__embedding_dim": 65536}, "does not fit its configuration"),
+    "huge width": ({"model__embedding_dim": 10**9}, "embedding_dim must be in 1–8192"),
+    "large width": ({"model__embedding_dim": 8192}, "does not fit its configuration"),
+    "larger width": ({"model__embedding_dim": 65536}, "embedding_dim must be in 1–8192"),
     "width of another kind": ({"model__embedding_dim": "16"}, "embedding_dim must be in"),
-    "another network": ({"model__backbone": "vit_giant_patch14_dinov2", "model__pooling": "native"}, "does not fit"),
+    "another network": (
+        {"model__backbone": "vit_base_patch16_224", **VIT, "transform__image_size": 224},
+        "does not fit",
+    ),
+    "a giant": ({"model__backbone": "vit_giant_patch14_dinov2", **VIT}, "parameters, at most 450,000,000; where you"),
+    "patches of a pixel": (
+        {"model__backbone": "test_vit", **VIT, "model__backbone_options": {"patch_size": 1}},
+        "of activations at one time, at most 1 GB",
+    ),
+    "a thousand patches each way": (
+        {"model__backbone": "test_vit", **VIT, "transform__image_size": 1600}
+        | {"model__backbone_options": {"dynamic_img_size": True, "patch_size": 2}},
+        "costs too much",
+    ),
+    "no strides": (
+        {"model__backbone": "resnet101", "transform__image_size": 1500}
+        | {"model__backbone_options": {"output_stride": 8}},
+        "costs too much",
+    ),
+    "masks without end": (
+        {"model__backbone": "swin_tiny_patch4_window7_224", **VIT}
+        | {"model__backbone_options": {"img_size": 16384, "window_size": 64}},
+        "of buffers, at most",
+    ),
+    "image of another size": (
+        {"model__backbone": "vit_small_patch16_224", **VIT, "transform__image_size": 128},
+        "does not take an image of 128 pixels",
+    ),
     "pooling": ({"model__pooling": "sum"}, "unknown pooling 'sum'"),
-    "huge image": ({"transform__image_size": 10**6}, "up to 4096"),
-    "crop that makes it huge": ({"transform__crop_fraction": 1e-9}, "crop_fraction must be 0.1 to 1"),
-    "image of another kind": ({"transform__image_size": 64.5}, "up to 4096"),
+    "huge image": ({"transform__image_size": 10**6}, "up to 2048"),
+    "crop that makes it huge": ({"transform__crop_fraction": 1e-9}, "images are resized to, must be up to 2048"),
+    "crop that makes it large": (
+        {"transform__image_size": 2048, "transform__crop_fraction": 0.1},
+        "must be up to 2048 pixels, got 2048 / 0.1",
+    ),
+    "boolean image": ({"transform__image_size": True}, "image_size must be a whole number"),
+    "image of another kind": ({"transform__image_size": 64.5}, "up to 2048"),
     "transform key": ({"transform__loader": "x"}, "bad 'transform'"),
     "transform list": ({"transform": []}, "'transform' must be an object"),
     "two means": ({"transform__mean": [0.5, 0.5]}, "mean must be 3 numbers"),

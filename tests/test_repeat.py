@@ -19,7 +19,7 @@ def board(tmp_path_factory):
 
 @pytest.mark.parametrize("row", ["row", "row-introspective"])
 def test_a_row_comes_back_bit_for_bit(board, tmp_path, capsys, row):
-    assert repeat.main([str(board / row / "seed0.json"), "--out", str(tmp_path)]) == 0
+    assert repeat.main([str(board / row / "seed0.json"), "--trust", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "weights and metrics are the same, bit for bit" in out and "not the same" not in out
     assert (tmp_path / "leaderboard" / "results" / "mine" / row / "seed0.json").is_file()
@@ -44,11 +44,11 @@ def test_what_does_not_come_back_is_said(board, tmp_path, capsys):
         content["queries_sha256"] = None
 
     path = changed(board, tmp_path, worse)
-    assert repeat.main([path, "--out", str(tmp_path / "out")]) == 1
+    assert repeat.main([path, "--trust", "--out", str(tmp_path / "out")]) == 1
     out = capsys.readouterr().out
     assert "weights differ; the largest difference" in out
     assert "not the same: " in out and "timm 0.1 → " in out
-    assert repeat.main([path, "--out", str(tmp_path / "out"), "--within", "100"]) == 0
+    assert repeat.main([path, "--trust", "--out", str(tmp_path / "out"), "--within", "100"]) == 0
 
 
 def test_what_was_not_trained_by_the_recipe_is_refused(board, tmp_path, capsys):
