@@ -8,40 +8,43 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from idml_zoo._moved import install as _install_old_names
 from idml_zoo.version import __version__
 
+_install_old_names()
+
 if TYPE_CHECKING:
-    from idml_zoo.card import model_card
     from idml_zoo.data.benchmark import Benchmark, table_benchmark
-    from idml_zoo.evaluation.knn import search
     from idml_zoo.evaluation.measure import evaluate_embeddings
     from idml_zoo.evaluation.protocol import evaluate, save_result
-    from idml_zoo.evaluation.retrieval import retrieval_metrics
-    from idml_zoo.model import IDMLModel
+    from idml_zoo.evaluation.retrieval_metrics import retrieval_metrics
+    from idml_zoo.models.model import IDMLModel
+    from idml_zoo.models.zoo import create_model, create_transforms, list_models
     from idml_zoo.registry import benchmarks
+    from idml_zoo.reports.card import model_card
+    from idml_zoo.retrieval.knn import search
     from idml_zoo.similarity import cosine, introspective_distance, introspective_similarity, released_similarity
     from idml_zoo.types import Embedding, Neighbours
-    from idml_zoo.zoo import create_model, create_transforms, list_models
 
 _PUBLIC = {
     "Benchmark": "data.benchmark",
     "Embedding": "types",
-    "IDMLModel": "model",
+    "IDMLModel": "models.model",
     "Neighbours": "types",
     "benchmarks": "registry",
     "cosine": "similarity",
-    "create_model": "zoo",
-    "create_transforms": "zoo",
+    "create_model": "models.zoo",
+    "create_transforms": "models.zoo",
     "evaluate": "evaluation.protocol",
     "evaluate_embeddings": "evaluation.measure",
     "introspective_distance": "similarity",
     "introspective_similarity": "similarity",
-    "list_models": "zoo",
-    "model_card": "card",
+    "list_models": "models.zoo",
+    "model_card": "reports.card",
     "released_similarity": "similarity",
-    "retrieval_metrics": "evaluation.retrieval",
+    "retrieval_metrics": "evaluation.retrieval_metrics",
     "save_result": "evaluation.protocol",
-    "search": "evaluation.knn",
+    "search": "retrieval.knn",
     "table_benchmark": "data.benchmark",
 }
 

@@ -111,6 +111,6 @@ class Registry(Generic[T]):
         return match(self._entries, pattern, exclude)
 
 
-heads: Registry[Any] = Registry("head", ["idml_zoo.heads"])
+heads: Registry[Any] = Registry("head", ["idml_zoo.models.heads"])
 losses: Registry[Any] = Registry("loss", ["idml_zoo.losses"])
-benchmarks: Registry[Any] = Registry("benchmark", ["idml_zoo.data.catalogue"])
+benchmarks: Registry[Any] = Registry("benchmark", ["idml_zoo.data.sets.catalogue"])

@@ -14,10 +14,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from idml_zoo.card import own_results
-from idml_zoo.cli import main as command
-from idml_zoo.weights import CONFIG, WEIGHTS, Spec, WeightsError, read_config, sha256_of
-from idml_zoo.zoo import BACKBONES, PUBLISHED, models
+from idml_zoo.cli.main import main as command
+from idml_zoo.models.files import CONFIG, WEIGHTS, Spec, WeightsError, read_config, sha256_of
+from idml_zoo.models.zoo import BACKBONES, PUBLISHED, models
+from idml_zoo.reports.card import own_results
 
 
 def name_of(spec: Spec) -> str | None:

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from publish_all import name_of
 
-from idml_zoo.card import build_card, check_card, own_results
 from idml_zoo.evaluation.protocol import evaluate, save_result
+from idml_zoo.models.files import CONFIG, WEIGHTS, WeightsError, read_config, sha256_of
+from idml_zoo.models.zoo import EMBEDDED, LOCAL, create_model
+from idml_zoo.reports.card import build_card, check_card, own_results
 from idml_zoo.results import ResultError
-from idml_zoo.weights import CONFIG, WEIGHTS, WeightsError, read_config, sha256_of
-from idml_zoo.zoo import EMBEDDED, LOCAL, create_model
 
 MOST = 10_000_000  # bytes
 

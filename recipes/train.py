@@ -22,29 +22,39 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import resume
 import torch
 from accelerate.utils import gather_object
-from building import set_training_mode
-from config import QUICKSTART, Config, load_config
-from lost import record
-from measuring import bring_together, measure, measure_untrained, validate
 from rich.console import Console
 from rich.markup import escape
-from run import Run, State, dress, set_up, take_folder
 from safetensors import SafetensorError
-from sharding import together
 from torch import Tensor, nn
-from watch import TrainingError, Waiting, append_row, console, diagnosis, memory, profiled, progress_bar, warn
 
 from idml_zoo.distributed import gather
 from idml_zoo.evaluation.provenance import code_state
-from idml_zoo.leaderboard import build_leaderboard, summary
 from idml_zoo.losses import mixup
+from idml_zoo.models.zoo import weights_source
+from idml_zoo.reports.leaderboard import build_leaderboard, summary
 from idml_zoo.results import Result, ResultError
+from idml_zoo.training import checkpoints
+from idml_zoo.training.config import QUICKSTART, Config, load_config
+from idml_zoo.training.failed_trials import record
+from idml_zoo.training.measuring import bring_together, measure, measure_untrained, validate
+from idml_zoo.training.monitor import (
+    TrainingError,
+    Waiting,
+    append_row,
+    console,
+    diagnosis,
+    memory,
+    profiled,
+    progress_bar,
+    warn,
+)
+from idml_zoo.training.network import set_training_mode
+from idml_zoo.training.setup import Run, State, dress, set_up, take_folder
+from idml_zoo.training.sharding import together
 from idml_zoo.types import Embedding, EmbeddingError
 from idml_zoo.variants import variants
-from idml_zoo.zoo import weights_source
 
 
 def run(config: Config) -> list[Result]:
@@ -70,7 +80,7 @@ def run(config: Config) -> list[Result]:
     # the main process goes on alone for as long as measuring takes: the others wait for it in no collective
     finished += measure(made, state)
     if made.lock:
-        resume.clear(made.checkpoints)
+        checkpoints.clear(made.checkpoints)
         made.lock.release()
         for tracker in made.accelerator.trackers:
             tracker.finish()
@@ -82,7 +92,7 @@ def train(run: Run, state: State) -> None:
 
     Raises:
         TrainingError: what is learned is of no use any more.
-        resume.Stopped: somebody asked to stop; a checkpoint was written.
+        checkpoints.Stopped: somebody asked to stop; a checkpoint was written.
         OSError: the model cannot be written.
     """
     config, accelerator, loading = run.config, run.accelerator, run.loading
@@ -90,7 +100,7 @@ def train(run: Run, state: State) -> None:
     clock = Clock(state)
     bad = torch.zeros((), device=accelerator.device)  # steps whose loss was not finite; looked at where the log waits
     bar = progress_bar(run.main)
-    with bar, resume.Asked() as asked, profiled(config.profile_steps if run.main else 0, run.folder) as profiler:
+    with bar, checkpoints.Asked() as asked, profiled(config.profile_steps if run.main else 0, run.folder) as profiler:
         task = bar.add_task("train", total=total, completed=state.step, epoch=state.epoch, rate=0.0, loss=float("nan"))
         while state.epoch < config.epochs:
             run.model.backbone_frozen = config.freeze_backbone or state.epoch < config.warmup_epochs
@@ -116,7 +126,9 @@ def train(run: Run, state: State) -> None:
                 if state.batch < loading.steps and (stop or due):
                     save(run, state, clock, bad)
                     if stop:
-                        raise resume.Stopped(f"stopped after step {state.step}; the same command goes on from there")
+                        raise checkpoints.Stopped(
+                            f"stopped after step {state.step}; the same command goes on from there"
+                        )
                 if state.step == total:
                     break
             run.scheduler.step()
@@ -127,7 +139,7 @@ def train(run: Run, state: State) -> None:
             save(run, state, clock, bad)
             stop = bool(asked) if run.world == 1 else any(gather_object([bool(asked)]))
             if stop and state.epoch < config.epochs:
-                raise resume.Stopped(f"stopped after epoch {state.epoch}; the same command goes on from there")
+                raise checkpoints.Stopped(f"stopped after epoch {state.epoch}; the same command goes on from there")
     clock.read(state)
 
 
@@ -213,15 +225,15 @@ def check(run: Run, state: State, bad: Tensor) -> None:
 
 def save(run: Run, state: State, clock: Clock, bad: Tensor) -> None:
     """A checkpoint, from all processes; a full disk is no reason to lose what is in memory."""
-    rng = gather_object([resume.rng_state()])
+    rng = gather_object([checkpoints.rng_state()])
     check(run, state, bad)
-    taken = resume.states(run.parts()) if run.main or run.sharded else {}
+    taken = checkpoints.states(run.parts()) if run.main or run.sharded else {}
     if not run.main:
         return
     clock.read(state)
     kept = {"config": dataclasses.asdict(run.config), **dataclasses.asdict(state), "rng": rng, **taken}
     try:
-        resume.write(run.checkpoints, kept)
+        checkpoints.write(run.checkpoints, kept)
     except OSError as error:
         warn(f"no checkpoint after step {state.step} ({error}); the one before is kept, and training goes on")
 
@@ -316,9 +328,9 @@ def main(arguments: list[str] | None = None) -> int:
             soft_wrap=True,
         )
         return 1
-    except resume.Stopped as stopped:
+    except checkpoints.Stopped as stopped:
         warn(str(stopped))
-        return resume.STOPPED
+        return checkpoints.STOPPED
     last = next(r for r in reversed(finished) if r.protocol.similarity == "cosine")
     folder = Path(config.output) / last.benchmark / last.row / f"seed{config.seed}"
     out = Console(soft_wrap=True, markup=False, highlight=False)

@@ -75,7 +75,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 @pytest.fixture(scope="session")
 def original(tmp_path_factory):
     """A small model and the folder that it was saved in; both are to stay as they are."""
-    from saved_models import small
+    from support.saved_models import small
 
     model = small()
     return model, model.save_pretrained(tmp_path_factory.mktemp("saved") / "model", benchmark="glyphs", seed=3)
@@ -100,7 +100,7 @@ def saved(original, tmp_path):
 @pytest.fixture
 def site(monkeypatch):
     """A server whose every answer a test plans; see download_site.py."""
-    from download_site import serving
+    from support.download_site import serving
 
     with serving(monkeypatch) as served:
         yield served
@@ -111,7 +111,7 @@ def hub(monkeypatch, tmp_path):
     """A Hub, and a client that believes in it: online, with an empty cache, without waiting between its retries."""
     import huggingface_hub.utils._http as client
     from huggingface_hub import constants
-    from model_hub import ModelHub
+    from support.model_hub import ModelHub
 
     with ModelHub() as server:
         for name, value in {

@@ -9,33 +9,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from rich.console import Console
+from support.rows import make_result
 
-from idml_zoo import leaderboard, results
-from idml_zoo.cli import main
+from idml_zoo import results
+from idml_zoo.cli.main import main
 from idml_zoo.evaluation.protocol import save_result
-from idml_zoo.leaderboard import rows
-from idml_zoo.results import PROTOCOL, ModelInfo, Protocol, Provenance, Result, ResultError, read_result, read_results
-
-
-def make_result(row="idml-a", seed=0, recall=0.5, benchmark="mine", **changes) -> Result:
-    return (
-        Result(
-            benchmark=benchmark,
-            row=row,
-            seed=seed,
-            model=ModelInfo("test_resnet", "idml", 16, "avg+max", 1000, "none", "idml"),
-            protocol=Protocol(64, 1.0, "bilinear", [0.5] * 3, [0.5] * 3, "cosine", {"implementation": "faiss"}, "last"),
-            metrics={"recall@1": recall, "recall@2": recall, "map@r": 0.1, "auroc_level": None},
-            queries=10,
-            queries_without_positive=0,
-            provenance=Provenance(
-                "cmd", "abc", False, {"torch": "2"}, "cpu", "float32", 2, {}, "2026-01-01T00:00:00Z", "ff"
-            ),
-            training="1 epoch",
-        )
-        if not changes
-        else replace(make_result(row, seed, recall, benchmark), **changes)
-    )
+from idml_zoo.reports import leaderboard
+from idml_zoo.reports.leaderboard import rows
+from idml_zoo.results import PROTOCOL, Result, ResultError, read_result, read_results
 
 
 def save(result: Result, root) -> None:
@@ -259,7 +240,7 @@ def test_building_tables_needs_no_torch():
     arguments = ["leaderboard", "check", "--root", str(ROOT / "leaderboard")]
     code = (
         f"import sys; sys.modules['torch'] = sys.modules['timm'] = None; sys.path.insert(0, {str(ROOT)!r}); "
-        f"from idml_zoo.cli import main; sys.exit(main({arguments!r}))"
+        f"from idml_zoo.cli.main import main; sys.exit(main({arguments!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

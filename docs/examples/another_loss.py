@@ -19,10 +19,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import idml_zoo
-from idml_zoo.bridge import pack
 from idml_zoo.data.images import ImageDataset
 from idml_zoo.data.sampler import PKSampler
 from idml_zoo.evaluation.embed import embed
+from idml_zoo.losses.bridge import pack
 
 LOSSES = {"triplet": "TripletMarginLoss", "ntxent": "NTXentLoss", "multi_similarity": "MultiSimilarityLoss"}
 
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
         parser.exit(2, "pytorch-metric-learning is not installed: pip install pytorch-metric-learning\n")
     from pytorch_metric_learning import losses
 
-    from idml_zoo.bridge import IntrospectiveDistance, IntrospectiveSimilarity
+    from idml_zoo.losses.bridge import IntrospectiveDistance, IntrospectiveSimilarity
 
     # a loss over distances takes IntrospectiveDistance, one over similarities IntrospectiveSimilarity
     distance = IntrospectiveDistance(tau=5.0) if args.loss == "triplet" else IntrospectiveSimilarity(tau=5.0)

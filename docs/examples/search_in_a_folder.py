@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import idml_zoo
-from idml_zoo.photos import embed_photos, find_photos
+from idml_zoo.reports.photos import embed_photos, find_photos
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("images", type=Path, help="folder to search in")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from idml_zoo.evaluation.kmeans import kmeans
-from idml_zoo.evaluation.knn import scan_dtype
+from idml_zoo.retrieval.knn import scan_dtype
 
 ITERATIONS = 100
 

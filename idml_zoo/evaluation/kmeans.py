@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idml_zoo.evaluation.scan import Scan
+from idml_zoo.retrieval.scan import Scan
 
 _BLOCK = 1 << 25  # scores held at once
 
@@ -46,7 +46,7 @@ def kmeans(
         clusters: K, 1 ≤ K ≤ N.
         seed: of the first centroids.
         iterations: at most.
-        dtype: of the products, see :class:`~idml_zoo.evaluation.scan.Scan`; the clusters do not depend on it.
+        dtype: of the products, see :class:`~idml_zoo.retrieval.scan.Scan`; the clusters do not depend on it.
 
     Raises:
         ValueError: K out of range, or NaN or inf.

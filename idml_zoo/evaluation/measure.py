@@ -15,10 +15,10 @@ from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import cluster_metrics
 from idml_zoo.evaluation.embed import embed
-from idml_zoo.evaluation.knn import ranks, search
-from idml_zoo.evaluation.retrieval import as_labels, per_query_metrics, positives
-from idml_zoo.evaluation.scan import exact_scores
+from idml_zoo.evaluation.retrieval_metrics import as_labels, per_query_metrics, positives
 from idml_zoo.evaluation.uncertainty import aurc, auroc, calibration_error, excess_aurc, spearman
+from idml_zoo.retrieval.knn import ranks, search
+from idml_zoo.retrieval.scan import exact_scores
 from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding, Neighbours
 

@@ -23,12 +23,12 @@ from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import kmeans_settings
 from idml_zoo.evaluation.cost import embedding_cost
 from idml_zoo.evaluation.embed import as_device, embed
-from idml_zoo.evaluation.knn import SIMILARITIES
+from idml_zoo.evaluation.embedders import as_embedder
 from idml_zoo.evaluation.measure import CLUSTER_SEEDS, corruption_curves, measure
-from idml_zoo.evaluation.own import as_embedder
 from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
 from idml_zoo.registry import benchmarks, unknown_name
 from idml_zoo.results import ModelInfo, Protocol, Provenance, Result
+from idml_zoo.retrieval.knn import SIMILARITIES
 from idml_zoo.similarity import TAU, check_tau
 from idml_zoo.types import Embedding
 
@@ -69,7 +69,7 @@ def evaluate(
     Args:
         model: a model of the zoo, or one's own: a callable of ``(B, 3, S, S)`` images, a timm network, or an object
             with ``encode(list of PIL images)``; it returns vectors, or pairs of vectors and uncertainties (see
-            ``idml_zoo.evaluation.own``).
+            ``idml_zoo.evaluation.embedders``).
         benchmark: a registered name ("cub") or a record (see ``idml_zoo.table_benchmark``).
         root: the folder that holds the data.
         transform: preprocessing; None for the model's own.

@@ -19,7 +19,8 @@ def measure(
     sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
     import timm
     import torch
-    from cpu import keep_memory
+
+    from idml_zoo.training.cpu import keep_memory
 
     if keep:
         keep_memory()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import idml_zoo
-from idml_zoo.evaluation.knn import search
+from idml_zoo.retrieval.knn import search
 
 K = 10
 

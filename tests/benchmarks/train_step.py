@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
-from cpu import keep_memory
 from train import step_loss
 
 import idml_zoo
 from idml_zoo.losses import create_criterion, mixup
+from idml_zoo.training.cpu import keep_memory
 
 
 def timed(steps: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""The benchmarks: their official layouts and splits."""

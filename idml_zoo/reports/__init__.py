@@ -1,0 +1,1 @@
+"""From result files and embeddings to tables, cards, pictures and pages."""

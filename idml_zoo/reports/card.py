@@ -1,0 +1,253 @@
+"""Model cards, made from result files and from nothing else; and the check that a card still says what they say.
+
+A published folder holds ``model.safetensors``, ``config.json``, ``README.md`` (the card), and under ``results/`` the
+result files of exactly these weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, Spec, WeightsError, local_files, read_config, sha256_of
+from idml_zoo.registry import benchmarks
+from idml_zoo.reports.leaderboard.rows import in_order, percent, pretraining, title
+from idml_zoo.results import Result, read_results, write_text
+
+_SCORES = {
+    "level": "level ‖u‖",
+    "top1_similarity": "minus similarity of the nearest",
+    "margin": "minus margin to the next class",
+    "semantic_norm": "minus norm before normalisation",
+}
+
+
+def model_card(spec: Spec, results: Sequence[Result], name: str) -> str:
+    """The text of a model's README.md for the Hub.
+
+    Args:
+        spec: of its ``config.json``.
+        results: of these weights; the first one's benchmark is what the model was trained for, unless ``spec.meta``
+            says so. May be empty: the card then says that nothing was measured.
+        name: what :func:`idml_zoo.create_model` loads, "hf-hub:user/name" or a name of the zoo.
+    """
+    import yaml
+
+    shown = Path(name).name if name.startswith("local-dir:") else name.rpartition(":")[2]
+    trained_on = str(spec.meta.get("benchmark") or (results[0].benchmark if results else ""))
+    record = benchmarks[trained_on] if trained_on in benchmarks else None
+    head, backbone = spec.model["head"], spec.model["backbone"]
+    front: dict[str, Any] = {
+        "library_name": "idml-zoo",
+        "pipeline_tag": "image-feature-extraction",
+        "license": record.weights_licence if record else "other",
+        "tags": ["metric-learning", "image-retrieval", "uncertainty", "timm", head],
+    }
+    if front["license"] == "other":
+        front["license_name"] = "terms-of-the-training-data"
+        front["license_link"] = "https://huggingface.co/docs/hub/repositories-licenses"
+    if results:
+        front["model-index"] = [{"name": shown, "results": [_index(r) for r in results]}]
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000) + "---",
+        f"# {shown}",
+        f"An image embedding with uncertainty ([IDML](https://arxiv.org/abs/2309.09982), by idml_zoo): head `{head}` "
+        f"on timm's `{backbone}`, trained for {record.title if record else trained_on or 'an unnamed benchmark'}"
+        f"{_width(spec, results)}.",
+        "## Use",
+        _usage(name),
+        "It is meant for retrieval, clustering and duplicate search among images like those that it was trained on, by "
+        "the cosine of the semantic embeddings or by the introspective metric. It does not identify or rate people.",
+        "## Measured",
+        _measured(results),
+        "## Does it know when it is wrong?",
+        _uncertainty(results),
+        "## Training",
+        _training(spec, results),
+        "## Data and licence",
+        f"Training data: {record.title if record else trained_on or 'unknown'}; "
+        f"{record.licence if record else 'licence unknown to idml_zoo'}. "
+        "The weights are given under what this allows; the code is Apache-2.0.",
+        "## Limits",
+        _limits(results),
+        "## Citation",
+        "```bibtex\n@article{wang2023introspective,\n  title   = {Introspective Deep Metric Learning},\n"
+        "  author  = {Wang, Chengkun and Zheng, Wenzhao and Zhu, Zheng and Zhou, Jie and Lu, Jiwen},\n"
+        "  journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence},\n  year    = {2023}\n}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _width(spec: Spec, results: Sequence[Result]) -> str:
+    dim = spec.model["embedding_dim"] or (results[0].model.embedding_dim if results else None)
+    known = f", {dim}-d" if dim else ""
+    return f"{known}, {spec.transform.image_size} px" + (
+        f", {results[0].model.parameters:,} parameters" if results else ""
+    )
+
+
+def _usage(name: str) -> str:
+    return f"""```python
+import idml_zoo
+from PIL import Image
+
+model = idml_zoo.create_model("{name}", pretrained=True)
+_, transform = idml_zoo.create_transforms(model)
+image = Image.new("RGB", (320, 240))  # yours: Image.open("photo.jpg").convert("RGB")
+e = model(transform(image).unsqueeze(0))
+e.semantic  # (1, D), unit norm: compare by cosine, or all of e by idml_zoo.introspective_distance
+e.level  # (1,) how uncertain
+```"""
+
+
+def _index(r: Result) -> dict[str, Any]:
+    """One entry of the Hub's model-index."""
+    values = [(m, v) for m in in_order(r.metrics) if (v := r.metrics[m]) is not None and not m.endswith("_std")]
+    record = benchmarks[r.benchmark] if r.benchmark in benchmarks else None
+    return {
+        "task": {"type": "image-feature-extraction", "name": f"image retrieval by {r.protocol.similarity}"},
+        "dataset": {"type": r.benchmark, "name": record.title if record else r.benchmark, "split": r.protocol.split},
+        "metrics": [{"type": m, "name": title(m), "value": round(float(v), 4)} for m, v in values],
+    }
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column is text, the others are numbers."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def _measured(results: Sequence[Result]) -> str:
+    if not results:
+        return "Nothing yet: no result file of these weights was given."
+    text = []
+    for r in results:
+        record = benchmarks[r.benchmark] if r.benchmark in benchmarks else None
+        shown = [
+            m for m in in_order(r.metrics) if m.startswith("recall@") or m in ("r_precision", "map@r", "nmi", "f1")
+        ]
+        head = (
+            f"**{record.title if record else r.benchmark}**, {r.queries:,} {r.protocol.split} images of classes that "
+        )
+        head += f"training has not seen, search by {r.protocol.similarity}, protocol {r.protocol.version}, percent:"
+        note = f"\n\n{record.note[0].upper()}{record.note[1:]}." if record and record.note else ""
+        cells = [percent(None if (v := r.metrics[m]) is None else [v]) for m in shown]
+        text.append(f"{head}\n\n{markdown_table([title(m) for m in shown], [cells])}{note}")
+    return "\n\n".join(text) + "\n\nOne seed, these very weights; the files are under `results/`."
+
+
+def _uncertainty(results: Sequence[Result]) -> str:
+    rows, level, free = [], None, None
+    for r in results:
+        for score, words in _SCORES.items():
+            found = [r.metrics.get(f"{m}_{score}") for m in ("auroc", "aurc", "ece")]
+            if found[0] is None:
+                continue
+            rows.append([f"{r.benchmark}, {words}", *(percent(None if v is None else [v]) for v in found)])
+            if r is results[0] and score == "level":
+                level = found[0]
+            elif r is results[0]:
+                free = max(free or 0.0, found[0])
+    if not rows:
+        return "Not measured, or the head has no uncertainty."
+    text = markdown_table(["score", "AUROC of a wrong nearest neighbour", "AURC", "ECE"], rows)
+    if level is not None and free is not None:
+        verdict = "tells mistakes better than" if level > free else "does not tell mistakes as well as"
+        text += (
+            f"\n\nPercent; AUROC 50 is chance. On {results[0].benchmark} the level {verdict} the best free baseline "
+        )
+        text += f"({100 * level:.1f} against {100 * free:.1f})."
+    rho = results[0].metrics.get("spearman_severity")
+    return text + (f" Rank correlation of the level with the known severity: {rho:.2f}." if rho is not None else "")
+
+
+def _training(spec: Spec, results: Sequence[Result]) -> str:
+    if not results:
+        return f"Variant `{spec.meta.get('variant', 'unknown')}`."
+    p = results[0].provenance
+    command, commit = p.trained.get("command", p.command), p.trained.get("commit", p.commit)
+    text = f"Variant `{results[0].model.variant}`, {results[0].training or 'see the recipe'}; seed {results[0].seed}; "
+    first = results[0].model.pretrained
+    start = "from scratch" if first == "none" else f"from a backbone that has seen {pretraining(first)}"
+    text += f"{start}; commit {commit}.\n\n```bash\n{command}\n```"
+    if p.recipe:
+        text += f"\n\n<details><summary>Resolved recipe</summary>\n\n```yaml\n{p.recipe}```\n\n</details>"
+    return text
+
+
+def _limits(results: Sequence[Result]) -> str:
+    lines = [
+        "- Measured on one data set and one seed; other images may do worse, and the uncertainty may not carry over."
+    ]
+    if results and results[0].corruptions:
+        worst = min(
+            ((c, s, v["recall@1"]) for c, points in results[0].corruptions.items() for s, v in points.items()),
+            key=lambda t: t[2],
+        )
+        lines.append(f"- R@1 falls to {100 * worst[2]:.1f} under {worst[0]} of severity {worst[1]}.")
+    if results and results[0].protocol.checkpoint == "test":
+        lines.append("- **The checkpoint was chosen on the test classes**, so its numbers are too good.")
+    lines.append("- Whatever the backbone was pretrained on may overlap the test classes.")
+    return "\n".join(lines)
+
+
+def own_results(folder: Path, results: Path) -> list[Result]:
+    """The results of exactly the weights in ``folder``, cosine first.
+
+    Raises:
+        ResultError: a bad result file.
+        WeightsError: no model there.
+    """
+    _, weights = local_files(folder)
+    assert weights is not None
+    sha = sha256_of(weights)
+    found = [r for r in read_results(results) if r.provenance.weights_sha256 == sha]
+    return sorted(found, key=lambda r: (r.protocol.similarity != "cosine", r.benchmark, r.row))
+
+
+def build_card(folder: str | Path, results: str | Path, name: str) -> list[Path]:
+    """Writes the card of a model's folder, and copies of the result files that are of its weights.
+
+    Args:
+        folder: with ``config.json`` and ``model.safetensors``.
+        results: of a leaderboard; those of other weights are left out.
+        name: what :func:`idml_zoo.create_model` will load.
+
+    Returns:
+        What was written.
+    """
+    folder = Path(folder)
+    mine = own_results(folder, Path(results))
+    written = []
+    for r in mine:
+        write_text(r.path(folder / "results"), r.to_json())
+        written.append(r.path(folder / "results"))
+    write_text(folder / CARD, model_card(read_config(folder / CONFIG), mine, name))
+    return [*written, folder / CARD]
+
+
+def check_card(folder: str | Path) -> list[str]:
+    """What is wrong with a published folder: lines of the card that its result files do not bear out, files of other
+    weights; empty if all is well.
+
+    Raises:
+        WeightsError: no model, or no card there.
+    """
+    folder = Path(folder)
+    config, _ = local_files(folder)
+    path = folder / CARD
+    if not path.is_file():
+        raise WeightsError(f"no {path}; `idml-zoo card build {folder}` makes one")
+    text = path.read_text(encoding="utf-8")
+    mine = own_results(folder, folder / "results")
+    wrong = [
+        f"{r.path('results')} is of other weights than {WEIGHTS}"
+        for r in read_results(folder / "results")
+        if r not in mine
+    ]
+    name = next((line.split('"')[1] for line in text.splitlines() if "idml_zoo.create_model(" in line), "")
+    expected = model_card(read_config(config), mine, name)
+    lines = difflib.unified_diff(expected.splitlines(), text.splitlines(), lineterm="", n=0)
+    return wrong + [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]

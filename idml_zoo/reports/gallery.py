@@ -1,0 +1,324 @@
+"""Pictures of what a model retrieves: confident mistakes, uncertain images, a sample; and a map of the embedding.
+
+One self-contained HTML page, and the same as PNG files.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from idml_zoo.data.split import Split
+from idml_zoo.evaluation.retrieval_metrics import as_labels, positives
+from idml_zoo.registry import unknown_name
+from idml_zoo.results import write_text
+from idml_zoo.retrieval.knn import search
+from idml_zoo.similarity import TAU
+from idml_zoo.types import Embedding
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROJECTIONS = ("pca", "umap")
+_GREEN, _RED, _GREY = "#0a7d44", "#c62828", "#8a8f94"
+_SIDE, _GAP, _TEXT = 96, 6, 30  # pixels of a sheet's tile
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """One query and its nearest neighbours.
+
+    Attributes:
+        query: its row in the split; ``neighbours``: theirs, nearest first.
+        scores: of the neighbours: the cosine, or minus the introspective distance.
+        right: whether each is of the query's class.
+        level: uncertainty ‖u‖ of the query; ``levels``: of the neighbours.
+    """
+
+    query: int
+    neighbours: tuple[int, ...]
+    scores: tuple[float, ...]
+    right: tuple[bool, ...]
+    level: float
+    levels: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What there is to show.
+
+    Attributes:
+        sections: queries by heading, in the order in which they are looked at.
+        wrong: ``(Q,)`` whether each query's nearest neighbour is wrong, of the ``rows`` ``(Q,)`` that have another
+            image of their class to be found.
+    """
+
+    sections: dict[str, list[Retrieval]]
+    wrong: np.ndarray
+    rows: np.ndarray
+
+
+def choose(
+    embedding: Embedding,
+    split: Split,
+    k: int = 8,
+    count: int = 12,
+    similarity: str = "cosine",
+    seed: int = 0,
+    tau: float = TAU,
+) -> Gallery:
+    """The queries worth looking at.
+
+    Args:
+        embedding: of the split's N images.
+        split: with labels, and with its queries where it has some; else every image is one.
+        k: neighbours of each.
+        count: queries of each section.
+        similarity: of the search, "cosine" or "introspective".
+        seed: of the random section.
+        tau: temperature of the introspective search.
+
+    Returns:
+        Sections "Most confident mistakes" (wrong nearest neighbour, lowest level first; by similarity where the model
+        has no uncertainty), "Most uncertain images" (where it has) and "A random sample". Queries alone in their class
+        are left out.
+
+    Raises:
+        ValueError: k or count below 1, or counts that disagree.
+    """
+    if min(k, count) < 1:
+        raise ValueError(f"k and count must be at least 1, got {k} and {count}")
+    if len(embedding) != len(split):
+        raise ValueError(f"{len(embedding)} embeddings but {len(split)} images")
+    labels = as_labels(split.labels)
+    within = split.queries is None
+    rows = torch.arange(len(labels)) if split.queries is None else torch.from_numpy(np.flatnonzero(split.queries))
+    known = torch.arange(len(labels)) if split.queries is None else torch.from_numpy(np.flatnonzero(~split.queries))
+    k = min(k, len(known) - within)
+    asked, bank = (embedding, embedding) if within else (embedding[rows], embedding[known])
+    found = search(asked, bank, k, similarity, exclude_self=within, tau=tau)
+    near = known[found.indices]
+    right = labels[near] == labels[rows][:, None]
+    level = embedding.level.float()
+    counted = (positives(labels[rows], labels[known], within) > 0).numpy()
+    wrong = ~right[:, 0].numpy()
+    knows = float(level.max() - level.min()) > 0
+
+    def retrieval(i: int) -> Retrieval:
+        places = near[i].tolist()
+        return Retrieval(
+            int(rows[i]),
+            tuple(places),
+            tuple(found.scores[i].tolist()),
+            tuple(right[i].tolist()),
+            float(level[rows[i]]),
+            tuple(level[places].tolist()),
+        )
+
+    doubt = level[rows].numpy() if knows else -found.scores[:, 0].numpy()
+    surest = np.argsort(doubt, kind="stable")
+    sections = {"Most confident mistakes": [i for i in surest if wrong[i] and counted[i]][:count]}
+    if knows:
+        sections["Most uncertain images"] = [i for i in surest[::-1] if counted[i]][:count]
+    drawn = np.random.RandomState(seed).permutation(np.flatnonzero(counted))[:count]
+    sections["A random sample"] = sorted(drawn.tolist())
+    return Gallery(
+        {h: [retrieval(int(i)) for i in s] for h, s in sections.items()}, wrong[counted], rows.numpy()[counted]
+    )
+
+
+def _tile(split: Split, row: int, side: int) -> Image:
+    from PIL import ImageOps
+
+    return ImageOps.pad(split.images[row], (side, side), color="#dddddd")
+
+
+def sheet(split: Split, retrievals: Sequence[Retrieval], side: int = _SIDE) -> Image:
+    """A picture: one row for each query, the query on the left; neighbours framed, right ones solid green with a tick,
+    wrong ones red with a cross; below each its score, below the query its level."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    step, height = side + _GAP, side + _TEXT
+    columns = 1 + max((len(r.neighbours) for r in retrievals), default=0)
+    out = Image.new("RGB", (_GAP + columns * step + _GAP, _GAP + max(1, len(retrievals)) * height), "white")
+    draw, font = ImageDraw.Draw(out), ImageFont.load_default(11)
+    for i, r in enumerate(retrievals):
+        top = _GAP + i * height
+        texts = [f"level {r.level:.2g}", *(f"{s:.3f}" for s in r.scores)]
+        for j, (row, text) in enumerate(zip((r.query, *r.neighbours), texts, strict=True)):
+            left = _GAP + j * step + (_GAP if j else 0)
+            out.paste(_tile(split, row, side), (left, top))
+            colour = _GREY if j == 0 else _GREEN if r.right[j - 1] else _RED
+            draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=1 if j == 0 else 4)
+            if j:
+                _mark(draw, left + side - 16, top + 4, r.right[j - 1], colour)
+            draw.text((left, top + side + 2), text, fill="black", font=font)
+            name = split.class_names[int(split.labels[row])]
+            draw.text((left, top + side + 14), name[: side // 6], fill="#555555", font=font)
+    return out
+
+
+def _mark(draw: Any, x: int, y: int, right: bool, colour: str) -> None:
+    """A tick or a cross on white, so that colour is not all that tells."""
+    draw.rectangle((x, y, x + 12, y + 12), fill="white")
+    if right:
+        draw.line([(x + 2, y + 6), (x + 5, y + 10), (x + 10, y + 2)], fill=colour, width=2)
+    else:
+        draw.line([(x + 2, y + 2), (x + 10, y + 10)], fill=colour, width=2)
+        draw.line([(x + 10, y + 2), (x + 2, y + 10)], fill=colour, width=2)
+
+
+def project(embedding: Embedding, how: str = "pca", seed: int = 0) -> np.ndarray:
+    """``(N, 2)`` places of the semantic embeddings: their two principal components, or UMAP's.
+
+    Raises:
+        UnknownNameError: another projection.
+        ImportError: UMAP without the package ``umap-learn``.
+    """
+    if how not in PROJECTIONS:
+        raise unknown_name("projection", how, PROJECTIONS)
+    vectors = embedding.semantic.double()
+    if how == "umap":
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            raise ImportError("a UMAP map needs the package umap-learn: pip install umap-learn") from error
+        return np.asarray(UMAP(metric="cosine", random_state=seed).fit_transform(vectors.numpy()))
+    centred = vectors - vectors.mean(0)
+    _, axes = torch.linalg.eigh(centred.T @ centred)
+    axes = axes[:, -2:].flip(1)
+    axes = axes * torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))  # eigenvectors have no sign
+    return (centred @ axes).numpy()
+
+
+def draw_map(path: Path, places: np.ndarray, level: np.ndarray, wrong: np.ndarray, rows: np.ndarray, how: str) -> Path:
+    """Every image at its place, coloured by its level; a cross where its nearest neighbour is wrong."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
+    axis = figure.add_subplot()
+    missed = np.zeros(len(places), dtype=bool)
+    missed[rows[wrong]] = True
+    size = float(np.clip(20_000 / len(places), 4, 40))
+    limits = (float(level.min()), max(float(np.quantile(level, 0.99)), float(level.min()) + 1e-9))
+    for part, marker, label in ((~missed, "o", "nearest neighbour right"), (missed, "x", "wrong")):
+        shown = axis.scatter(
+            places[part, 0],
+            places[part, 1], c=level[part], s=size, marker=marker, cmap="viridis", vmin=limits[0], vmax=limits[1],
+            linewidths=0.8 if marker == "x" else 0, label=f"{label} ({int(part.sum()):,})",
+        )  # fmt: skip
+    figure.colorbar(shown, ax=axis, label="uncertainty level ‖u‖")
+    axis.set_xlabel(f"{how.upper()} 1")
+    axis.set_ylabel(f"{how.upper()} 2")
+    axis.legend(loc="best", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+    return path
+
+
+def data_url(image: Image) -> str:
+    """A picture as a URL that holds it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _figure(split: Split, row: int, kind: str, text: str, hint: str) -> str:
+    name = escape(split.class_names[int(split.labels[row])])
+    mark = {"right": "✓ ", "wrong": "✗ ", "query": ""}[kind]
+    return (
+        f'<figure class="{kind}" title="{escape(hint)}"><img src="{data_url(_tile(split, row, _SIDE))}" '
+        f'width="{_SIDE}" height="{_SIDE}" alt="{kind}: {name}, image {row}">'
+        f"<figcaption>{mark}{text}<br>{name}</figcaption></figure>"
+    )
+
+
+STYLE = """:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #57606a; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --paper: #14181c; --soft: #a3acb5; } }
+body { margin: 0 auto; padding: 1rem; max-width: 90rem; font: 1rem/1.45 system-ui, sans-serif; color: var(--ink);
+  background: var(--paper); }
+.row { display: flex; gap: .6rem; overflow-x: auto; padding: .4rem 0; } figure { margin: 0; flex: none; width: 104px; }
+figure img { border: 4px solid transparent; border-radius: .2rem; } .query { margin-right: 1rem; }
+.query img, .near img { border-color: #8a8f94; }
+.right img { border-color: #0a7d44; } .wrong img { border: 4px dashed #c62828; }
+figcaption { font-size: .78rem; color: var(--soft); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.map { max-width: 100%; height: auto; background: #fff; }"""
+
+
+def html_page(title: str, split: Split, gallery: Gallery, similarity: str, picture: Path | None) -> str:
+    """The page: everything in one file, pictures included."""
+    parts = []
+    for heading, retrievals in gallery.sections.items():
+        lines = []
+        for r in retrievals:
+            cells = [_figure(split, r.query, "query", f"level {r.level:.3g}", f"query, image {r.query}")]
+            for row, score, right, level in zip(r.neighbours, r.scores, r.right, r.levels, strict=True):
+                kind = "right" if right else "wrong"
+                cells.append(_figure(split, row, kind, f"{score:.3f}", f"image {row}, level {level:.3g}"))
+            lines.append(f'<div class="row" tabindex="0" role="group" aria-label="query">{"".join(cells)}</div>')
+        parts.append(f"<h2>{escape(heading)}</h2>" + ("".join(lines) or "<p>None.</p>"))
+    if picture is not None:
+        encoded = base64.b64encode(picture.read_bytes()).decode()
+        words = "Map of the embedding, coloured by uncertainty level"
+        parts.append(f'<h2>Map</h2><img class="map" alt="{words}" src="data:image/png;base64,{encoded}">')
+    measure = "cosine" if similarity == "cosine" else "minus the introspective distance"
+    share = 100 * float(gallery.wrong.mean())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+<p>Each row: a query with its uncertainty level ‖u‖, then its nearest neighbours, framed green (✓, the query's class)
+or red and dashed (✗), with the {measure}. Of {len(gallery.wrong):,} queries the nearest neighbour is wrong for
+{share:.1f} %.</p>
+{"".join(parts)}
+</body></html>
+"""
+
+
+def build_gallery(
+    embedding: Embedding,
+    split: Split,
+    folder: str | Path,
+    *,
+    title: str = "Gallery",
+    k: int = 8,
+    count: int = 12,
+    similarity: str = "cosine",
+    projection: str = "pca",
+    seed: int = 0,
+    tau: float = TAU,
+) -> list[Path]:
+    """Writes ``index.html``, one PNG for each section and ``map.png`` into a folder; returns their paths.
+
+    Args:
+        embedding, split, k, count, similarity, seed, tau: see :func:`choose`.
+        folder: made where it is missing.
+        title: of the page.
+        projection: of the map, see :func:`project`.
+
+    Raises:
+        ValueError, ImportError: see there.
+        ResultError: the folder cannot be written to.
+    """
+    folder = Path(folder)
+    gallery = choose(embedding, split, k, count, similarity, seed, tau)
+    places = project(embedding, projection, seed)
+    written = []
+    for heading, retrievals in gallery.sections.items():
+        buffer = io.BytesIO()
+        sheet(split, retrievals).save(buffer, "PNG")
+        written.append(folder / (heading.lower().replace(" ", "_") + ".png"))
+        write_text(written[-1], buffer.getvalue())
+    level = embedding.level.float().numpy()
+    written.append(draw_map(folder / "map.png", places, level, gallery.wrong, gallery.rows, projection))
+    page = folder / "index.html"
+    write_text(page, html_page(title, split, gallery, similarity, written[-1]))
+    return [page, *written]

@@ -1,0 +1,222 @@
+"""Rows from result files and from what others reported: grouped by seeds, ordered, ranked."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from idml_zoo.models.zoo import BACKBONES
+from idml_zoo.registry import benchmarks
+from idml_zoo.results import METRICS, Result, ResultError, read_results
+
+_TITLES = {
+    "r_precision": "RP",
+    "map@r": "MAP@R",
+    "nmi": "NMI",
+    "ami": "AMI",
+    "f1": "F1",
+    **{
+        f"{metric}_{score}": f"{name} {sign}"
+        for metric, name in (("auroc", "AUROC"), ("aurc", "AURC"), ("eaurc", "E-AURC"), ("ece", "ECE"))
+        for score, sign in (
+            ("level", "‖u‖"),
+            ("top1_similarity", "−sim"),
+            ("margin", "−margin"),
+            ("semantic_norm", "−norm"),
+        )
+    },
+    **{f"{metric}_std": f"{metric.upper()} std" for metric in ("nmi", "ami", "f1")},
+    "spearman_severity": "ρ severity",
+}
+REPORTED_KEYS = ("benchmark", "method", "backbone", "dim", "source", "note")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The seeds of one row of one benchmark and split; all share their protocol and model.
+
+    Attributes:
+        results: one for each seed.
+        rank: by Recall@1, 1 + the number of rows that are distinguishably better; None where the values of every query
+            are missing or are of other images than the other rows'.
+    """
+
+    results: tuple[Result, ...]
+    rank: int | None = None
+
+    @property
+    def first(self) -> Result:
+        return self.results[0]
+
+    def values(self, metric: str) -> list[float] | None:
+        """One value per seed, or None where any seed lacks it: a mean over some of the seeds would mislead."""
+        found = [r.metrics.get(metric) for r in self.results]
+        return None if any(v is None for v in found) else [float(v) for v in found if v is not None]
+
+
+def _recall_order(name: str) -> int:
+    return int(name.split("@")[1])
+
+
+def group(results: Iterable[Result]) -> list[Row]:
+    """Rows sorted by benchmark, split, then Recall@1 (best first), then name.
+
+    Raises:
+        ResultError: seeds of one row that differ in protocol, model or images, for their mean would mean nothing.
+    """
+    rows: dict[tuple[str, str, str], list[Result]] = {}
+    for r in results:
+        rows.setdefault((r.benchmark, r.protocol.split, r.row), []).append(r)
+    grouped = []
+    for key, seeds in rows.items():
+        seeds.sort(key=lambda r: r.seed)
+        for other in seeds[1:]:
+            if (other.protocol, other.model, other.training) != (seeds[0].protocol, seeds[0].model, seeds[0].training):
+                raise ResultError(
+                    f"row {key[2]!r} of {key[0]}: seed {other.seed} has another protocol, model or training than seed "
+                    f"{seeds[0].seed}; give it a row name of its own"
+                )
+            if (other.provenance.data_sha256, other.queries) != (seeds[0].provenance.data_sha256, seeds[0].queries):
+                raise ResultError(
+                    f"row {key[2]!r} of {key[0]}: seed {other.seed} was measured on other images than seed "
+                    f"{seeds[0].seed}; give it a row name of its own"
+                )
+        grouped.append(Row(tuple(seeds)))
+
+    def order(row: Row) -> tuple[str, str, float, str]:
+        recall = row.values("recall@1")
+        return (
+            row.first.benchmark,
+            row.first.protocol.split,
+            -statistics.fmean(recall) if recall else 0.0,
+            row.first.row,
+        )
+
+    return sorted(grouped, key=order)
+
+
+def percent(values: Sequence[float] | None) -> str:
+    """ "57.4", "57.4 ± 0.3" for several seeds, "–" where missing."""
+    if not values:
+        return "–"
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Metrics as a reader expects them: Recall@K by K, then in the schema's order."""
+    names = set(names)
+    recalls = sorted((m for m in names if m.startswith("recall@")), key=_recall_order)
+    return recalls + [m for m in METRICS if m in names]
+
+
+def title(metric: str) -> str:
+    """A metric's heading."""
+    return _TITLES.get(metric) or (f"R@{_recall_order(metric)}" if "@" in metric else metric)
+
+
+def pretraining(source: str) -> str:
+    """What the backbone's first weights had seen, for test classes may be among it: "ImageNet-1k (timm:…)"."""
+    name = source.partition(":")[2]
+    for backbone in BACKBONES.values():
+        if name and name in (backbone.timm_name, backbone.timm_name.split(".")[0]):
+            return f"{backbone.pretraining} ({source})"
+    return source
+
+
+def read_reported(path: Path) -> list[dict[str, str]]:
+    """Rows of ``reported.csv``: the columns benchmark, method, backbone, dim, source, note, then metrics in percent.
+
+    Raises:
+        ResultError: a column is missing, a value is no percentage, or a row has no source.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows, 2):
+        if None in row:
+            raise ResultError(f"{path}, line {number}: more cells than columns; quote a cell that has a comma")
+        missing = [k for k in REPORTED_KEYS if row.get(k) is None]
+        if missing or not row["source"]:
+            raise ResultError(f"{path}, line {number}: needs {', '.join(missing) or 'a source'}")
+        for key in row.keys() - set(REPORTED_KEYS):
+            try:
+                ok = not row[key] or 0 <= float(row[key]) <= 100
+            except ValueError:
+                ok = False
+            if not ok:
+                raise ResultError(f"{path}, line {number}: {key} must be a percentage or empty, got {row[key]!r}")
+    return rows
+
+
+def reported_metrics(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The metrics that any of the rows has."""
+    return [k for k in rows[0] if k not in REPORTED_KEYS and any(r[k] for r in rows)] if rows else []
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that is known of one benchmark.
+
+    Attributes:
+        benchmark: its name; ``title`` and ``note`` from the catalogue.
+        measured: rows by (split, protocol version), the test split and the newest version first.
+        reported: rows of ``reported.csv``.
+    """
+
+    benchmark: str
+    title: str
+    note: str
+    measured: dict[tuple[str, int], list[Row]] = field(default_factory=dict)
+    reported: list[dict[str, str]] = field(default_factory=list)
+
+
+def sections(root: str | Path) -> list[Section]:
+    """A leaderboard folder's benchmarks: those with measured rows first, then by name.
+
+    Raises:
+        ResultError: a bad result or reported file; it names it.
+    """
+    root = Path(root)
+    rows, reported = group(read_results(root / "results")), read_reported(root / "reported.csv")
+    names = {r.first.benchmark for r in rows} | {r["benchmark"] for r in reported}
+    found = []
+    for name in sorted(names, key=lambda n: (n not in {r.first.benchmark for r in rows}, n)):
+        record = benchmarks[name] if name in benchmarks else None
+        parts: dict[tuple[str, int], list[Row]] = {}
+        for row in (r for r in rows if r.first.benchmark == name):
+            parts.setdefault((row.first.protocol.split, row.first.protocol.version), []).append(row)
+        ordered = sorted(parts, key=lambda p: (p[0] != "test", p[0], -p[1]))
+        measured = {p: ranked(parts[p], root / "results") for p in ordered}
+        theirs = sorted((r for r in reported if r["benchmark"] == name), key=lambda r: -float(r.get("recall@1") or 0))
+        found.append(Section(name, record.title if record else name, record.note if record else "", measured, theirs))
+    return found
+
+
+def ranked(rows: Sequence[Row], results: Path) -> list[Row]:
+    """The same rows with their ranks, among those that were measured on the same images with every query kept.
+
+    Where rows are of different images, those of the images that most of them have are ranked.
+
+    Raises:
+        ResultError: values of the queries that are missing or changed.
+    """
+    import numpy as np
+
+    from idml_zoo.reports.bootstrap import load_queries, ranks
+
+    values: dict[int, np.ndarray] = {}
+    usual = Counter(row.first.provenance.data_sha256 for row in rows).most_common(1)[0][0]
+    for i, row in enumerate(rows):
+        same = row.first.provenance.data_sha256 == usual
+        loaded = [load_queries(results, r) for r in row.results] if same else [None]
+        if all(v is not None for v in loaded):
+            counted = [v["top1"][~np.isnan(v["map@r"])] for v in loaded if v is not None]
+            values[i] = np.stack(counted)
+    places = dict(zip(values, ranks(list(values.values())), strict=True))
+    return [Row(row.results, places.get(i)) for i, row in enumerate(rows)]

@@ -1,0 +1,326 @@
+"""Search in one's own photographs: no labels, no benchmark, a folder as it is.
+
+An index is the embedding of every photograph under a folder. Kept in a file, it is used again: only photographs that
+are new or changed are embedded the next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from idml_zoo.data.errors import BrokenImageError, DataError
+from idml_zoo.data.images import decode
+from idml_zoo.data.table import IMAGE_SUFFIXES, find_images
+from idml_zoo.data.transforms import build_transforms
+from idml_zoo.evaluation.embed import as_device, evaluating
+from idml_zoo.reports.gallery import STYLE, data_url
+from idml_zoo.results import write_text
+from idml_zoo.retrieval.knn import search
+from idml_zoo.similarity import TAU
+from idml_zoo.types import Embedding
+
+if TYPE_CHECKING:
+    from idml_zoo.models.model import IDMLModel
+
+_FORMAT = "idml_zoo photographs 1"
+_SIDE = 160  # pixels of a picture on the page
+
+
+@dataclass(frozen=True)
+class PhotoIndex:
+    """What a model says of photographs.
+
+    Attributes:
+        names: N paths, relative to the folder where they are under it.
+        stamps: of each, its size in bytes and time of change, by which a changed file is known.
+        embedding: of the N photographs, float32 on the CPU.
+        model: :func:`identity` of the model.
+    """
+
+    names: tuple[str, ...]
+    stamps: tuple[str, ...]
+    embedding: Embedding
+    model: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def save(self, path: Path) -> None:
+        """Writes it whole or not at all; ResultError where the place cannot be written to."""
+        from safetensors.torch import save
+
+        tensors = {"semantic": self.embedding.semantic, "uncertainty": self.embedding.uncertainty}
+        about = {
+            "format": _FORMAT,
+            "model": self.model,
+            "names": json.dumps(self.names),
+            "stamps": json.dumps(self.stamps),
+        }
+        write_text(path, save({k: v.contiguous() for k, v in tensors.items()}, about))
+
+    @staticmethod
+    def load(path: Path) -> PhotoIndex:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            DataError: missing, not an index, or cut off.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("format") != _FORMAT:
+                    raise DataError(f"{path} is not an index of photographs; delete it, or choose another --index")
+                embedding = Embedding(file.get_tensor("semantic"), file.get_tensor("uncertainty")).check_values()
+                names, stamps = (tuple(map(str, json.loads(about[key]))) for key in ("names", "stamps"))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path} cannot be read ({error}); delete it, and it is made anew") from error
+        if not len(names) == len(stamps) == len(embedding):
+            raise DataError(f"{path} holds {len(embedding)} embeddings of {len(names)} photographs; delete it")
+        return PhotoIndex(names, stamps, embedding, about.get("model", ""))
+
+
+def identity(model: IDMLModel) -> str:
+    """sha256 over weights and preprocessing: models with the same identity make the same embeddings."""
+    digest = hashlib.sha256(repr((model.config, model.transform)).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def find_photos(place: Path) -> list[Path]:
+    """The image files under a folder, sorted, without hidden ones; or the one file.
+
+    Raises:
+        DataError: nothing there.
+    """
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise DataError(f"no folder or file {place}")
+    found = find_images(place)
+    if not found:
+        raise DataError(f"{place} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return found
+
+
+def embed_photos(
+    model: IDMLModel,
+    files: Sequence[Path],
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> tuple[list[int], Embedding | None, list[str]]:
+    """Embeds image files; a broken one costs itself only.
+
+    Args:
+        model: its own preprocessing is used.
+        files: in any format that Pillow reads.
+        batch_size, device, progress: how to compute.
+
+    Returns:
+        Places in ``files`` of those that could be read, their embedding in that order (None if there are none), and a
+        line for each that could not.
+
+    Raises:
+        ValueError: an embedding has NaN, inf or no unit norm.
+    """
+    from rich.progress import track
+
+    device = as_device(device)
+    transform = build_transforms(model.transform)[1]
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    kept: list[int] = []
+    waiting: list[Tensor] = []
+    parts: list[Embedding] = []
+    broken: list[str] = []
+
+    def flush() -> None:
+        images = torch.stack(waiting).to(device, memory_format=torch.channels_last)
+        parts.append(model(images).to("cpu", torch.float32))
+        waiting.clear()
+
+    with evaluating(model), torch.inference_mode():
+        for i, file in enumerate(track(files, description="embedding", transient=True, disable=not progress)):
+            try:
+                waiting.append(transform(decode(file, str(file))))
+                kept.append(i)
+            except BrokenImageError as error:
+                broken.append(str(error))
+            if len(waiting) == batch_size:
+                flush()
+        if waiting:
+            flush()
+    return kept, Embedding.cat(parts).check_values() if parts else None, broken
+
+
+def index_photos(
+    model: IDMLModel,
+    folder: Path,
+    old: PhotoIndex | None = None,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> tuple[PhotoIndex, list[str]]:
+    """The index of every photograph under a folder, and a line for each file that could not be read.
+
+    Args:
+        model, batch_size, device, progress: see :func:`embed_photos`.
+        folder: searched in all its depth.
+        old: an index of this folder; what it has of this model, unchanged since, is not computed again.
+
+    Raises:
+        DataError: no images there, or none that can be read.
+        ValueError: see :func:`embed_photos`.
+    """
+    files = find_photos(folder)
+    root = folder if folder.is_dir() else folder.parent
+    names = [p.relative_to(root).as_posix() for p in files]
+    stamps = [f"{s.st_size} {s.st_mtime_ns}" for s in (p.stat() for p in files)]
+    which = identity(model)
+    known = {}
+    if old is not None and old.model == which:
+        known = {pair: i for i, pair in enumerate(zip(old.names, old.stamps, strict=True))}
+    fresh = [i for i, pair in enumerate(zip(names, stamps, strict=True)) if pair not in known]
+    kept, embedding, broken = embed_photos(model, [files[i] for i in fresh], batch_size, device, progress)
+    banks = [old.embedding] if old is not None and known else []
+    first = sum(map(len, banks))
+    places = {fresh[j]: first + row for row, j in enumerate(kept)}
+    places |= {i: known[pair] for i, pair in enumerate(zip(names, stamps, strict=True)) if pair in known}
+    if not places:
+        raise DataError(f"none of the {len(files)} images of {folder} can be read; the first: {broken[0]}")
+    rows = sorted(places)
+    made = Embedding.cat([*banks, *([embedding] if embedding else [])])[torch.tensor([places[i] for i in rows])]
+    return PhotoIndex(tuple(names[i] for i in rows), tuple(stamps[i] for i in rows), made, which), broken
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for one query.
+
+    Attributes:
+        name: of the query; ``level``: its uncertainty ‖u‖.
+        declined: whether it is more uncertain than was allowed.
+        found: the nearest photographs, nearest first: name, score (cosine, or minus the introspective distance), level.
+    """
+
+    name: str
+    level: float
+    declined: bool
+    found: tuple[tuple[str, float, float], ...]
+
+
+def ask(
+    index: PhotoIndex,
+    names: Sequence[str],
+    queries: Embedding | None,
+    k: int = 5,
+    similarity: str = "cosine",
+    max_uncertainty: float | None = None,
+    tau: float = TAU,
+) -> list[Answer]:
+    """The photographs nearest to each query.
+
+    Args:
+        index: what is searched.
+        names: of the queries.
+        queries: their embedding by the same model; None: every photograph of the index asks for its nearest others.
+        k: photographs for each, fewer where there are fewer.
+        similarity: "cosine" or "introspective".
+        max_uncertainty: queries with a higher level are declined.
+        tau: temperature of the introspective search.
+
+    Raises:
+        ValueError: k below 1, or one photograph alone that asks for others.
+    """
+    alone = queries is None
+    if k < 1 or (alone and len(index) < 2):
+        raise ValueError(
+            f"k must be at least 1, and there must be something to find: k = {k}, {len(index)} photographs"
+        )
+    asked = index.embedding if queries is None else queries
+    near = search(
+        asked,
+        index.embedding,
+        min(k, len(index) - alone),
+        similarity,
+        exclude_self=alone,
+        max_uncertainty=max_uncertainty,
+        tau=tau,
+    )
+    levels, own = index.embedding.level.tolist(), asked.level.tolist()
+    declined = [False] * len(asked) if near.declined is None else near.declined.tolist()
+    return [
+        Answer(
+            name,
+            own[i],
+            declined[i],
+            tuple(
+                (index.names[j], s, levels[j])
+                for j, s in zip(near.indices[i].tolist(), near.scores[i].tolist(), strict=True)
+            ),
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def sections(answers: Sequence[Answer], count: int) -> dict[str, list[Answer]]:
+    """Of photographs that ask for each other: the pairs most alike, each once, and the most uncertain."""
+    alike: list[Answer] = []
+    seen: set[frozenset[str]] = set()
+    for answer in sorted((a for a in answers if not a.declined), key=lambda a: -a.found[0][1]):
+        pair = frozenset((answer.name, answer.found[0][0]))
+        if pair not in seen:
+            seen.add(pair)
+            alike.append(answer)
+    made = {"Most alike": alike[:count]}
+    if max(a.level for a in answers) > 0:
+        made["Most uncertain"] = sorted(answers, key=lambda a: -a.level)[:count]
+    return made
+
+
+def photo_page(title: str, parts: dict[str, list[Answer]], folder: Path, query_folder: Path, similarity: str) -> str:
+    """A page of its own, pictures included: each row a query, then what was found, with score and level."""
+    from PIL import ImageOps
+
+    def figure(path: Path, name: str, kind: str, text: str) -> str:
+        name = name.encode("utf-8", "backslashreplace").decode()  # as the page is UTF-8
+        picture = ImageOps.pad(decode(path, str(path)), (_SIDE, _SIDE), color="#dddddd")
+        return (
+            f'<figure class="{kind}" title="{escape(name)}"><img src="{data_url(picture)}" width="{_SIDE}" '
+            f'height="{_SIDE}" alt="{kind}: {escape(name)}">'
+            f"<figcaption>{text}<br>{escape('/'.join(Path(name).parts[-2:]))}</figcaption></figure>"
+        )
+
+    body = []
+    for heading, answers in parts.items():
+        body.append(f"<h2>{escape(heading)}</h2>")
+        for a in answers:
+            level = f"level {a.level:.3g}" + (", declined" if a.declined else "")
+            cells = [figure(query_folder / a.name, a.name, "query", level)]
+            cells += [figure(folder / n, n, "near", f"{s:.3f}, level {v:.2g}") for n, s, v in a.found if not a.declined]
+            body.append(f'<div class="row" tabindex="0" role="group" aria-label="query">{"".join(cells)}</div>')
+    measure = "cosine" if similarity == "cosine" else "minus the introspective distance"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{STYLE}
+figure {{ width: {_SIDE + 8}px; }}</style></head><body>
+<h1>{escape(title)}</h1>
+<p>Each row: a photograph with its uncertainty level ‖u‖, then those nearest to it, with the {measure} and their
+level.</p>
+{"".join(body)}
+</body></html>
+"""

@@ -1,0 +1,170 @@
+"""Exact nearest neighbours, ties by gallery index, the query itself removed by index.
+
+A score is *defined* as the float64 value of two float32 embeddings, rounded to float32: so duplicates tie exactly, and
+two machines print the same neighbours. It is found in two steps. A fast scan (one matrix product, in bfloat16 where the
+machine is faster at it) bounds every score from above; the best candidates are scored exactly; and whatever the bound
+does not rule out is scored exactly too. For the introspective distance the scan is the same: D = α·exp(−β/(τα)) grows
+with α and falls with β = ‖u_q + u_g‖ ≤ ‖u_q‖ + ‖u_g‖, so the semantic product and the two levels bound it from below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from idml_zoo.registry import unknown_name
+from idml_zoo.retrieval.scan import Scan, ordered
+from idml_zoo.similarity import TAU, check_tau
+from idml_zoo.types import Embedding, Neighbours
+
+SIMILARITIES = ("cosine", "introspective")
+BACKENDS = ("auto", "half", "float32")
+_SCANNED = 1 << 25  # scores of a scan held at once
+_ROWS = 64  # queries at least, or the products would be slow
+
+
+def _fast_half(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type that the device multiplies faster than float32, if any."""
+    if device.type == "cuda":
+        return torch.float16  # as fast as bfloat16 and eight times as fine
+    if device.type == "cpu" and any(
+        getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile")
+    ):
+        return torch.bfloat16
+    return None
+
+
+def search(
+    queries: Embedding,
+    gallery: Embedding,
+    k: int = 10,
+    similarity: str = "cosine",
+    exclude_self: bool = False,
+    tau: float = TAU,
+    backend: str = "auto",
+    max_uncertainty: float | None = None,
+) -> Neighbours:
+    """The k nearest gallery images of each query, exactly, in memory that is linear in the number of images.
+
+    Args:
+        queries, gallery: embeddings of N and M images of one width.
+        k: neighbours, 1 ≤ k ≤ M (M − 1 with ``exclude_self``).
+        similarity: "cosine" of the semantic embeddings, or "introspective": ascending introspective distance.
+        exclude_self: queries and gallery are the same images in the same order; query i may not find itself. Removed
+            by index, so that its exact duplicates still count.
+        tau: temperature of the introspective distance.
+        backend: of the scan; all give the same answer. "half" (bfloat16, on a GPU float16) or "float32" products, or
+            "auto": half where the machine is faster at it.
+        max_uncertainty: abstain: queries with a level ‖u‖ above it are marked in ``declined``.
+
+    Returns:
+        Neighbours, nearest first; equal scores by ascending gallery index. Scores are the cosine, or −D.
+
+    Raises:
+        ValueError: k out of range, widths that differ, NaN, inf, or semantic vectors without unit norm.
+        UnknownNameError: unknown similarity or backend.
+    """
+    if similarity not in SIMILARITIES:
+        raise unknown_name("search similarity", similarity, SIMILARITIES)
+    if backend not in BACKENDS:
+        raise unknown_name("search backend", backend, BACKENDS)
+    if queries.dim != gallery.dim:
+        raise ValueError(f"queries are {queries.dim}-d and the gallery {gallery.dim}-d; they must come from one model")
+    if exclude_self and len(queries) != len(gallery):
+        raise ValueError(
+            f"exclude_self needs the same images twice, got {len(queries)} queries and {len(gallery)} in the gallery"
+        )
+    most = len(gallery) - exclude_self
+    if not 1 <= k <= most:
+        raise ValueError(f"k must be in 1–{most} (the gallery has {len(gallery)} images), got {k}")
+    check_tau(tau)
+    if max_uncertainty is not None and not max_uncertainty >= 0:
+        raise ValueError(f"max_uncertainty must be a level, at least 0, got {max_uncertainty}")
+    queries.check_values()
+    if gallery is not queries:
+        gallery.check_values()
+    (q, doubt), (g, theirs) = (_tensors(e, similarity) for e in (queries, gallery))
+    scan = Scan(g, theirs, tau, scan_dtype(backend, q.device))
+    own = torch.arange(len(queries), device=queries.device) if exclude_self else None
+    indices = torch.empty(len(queries), k, dtype=torch.int64)
+    scores = torch.empty(len(queries), k)
+    for rows in _blocks(torch.arange(len(queries), device=queries.device), len(gallery)):
+        u, mine = (None if t is None else t[rows] for t in (doubt, own))
+        found = scan.nearest(q[rows], k, u, mine)
+        place = slice(int(rows[0]), int(rows[-1]) + 1)
+        indices[place], scores[place] = found[0].cpu(), found[1].cpu()
+    declined = None if max_uncertainty is None else (queries.level > max_uncertainty).cpu()
+    return Neighbours(indices, scores, exclude_self, declined)
+
+
+def _tensors(e: Embedding, similarity: str) -> tuple[Tensor, Tensor | None]:
+    """What a search needs of an embedding, in float32."""
+    return e.semantic.detach().float(), e.uncertainty.detach().float() if similarity == "introspective" else None
+
+
+def merge(parts: Sequence[Neighbours], offsets: Sequence[int], k: int) -> Neighbours:
+    """The neighbours in a gallery that was searched in parts, on other machines perhaps: the same as in the whole.
+
+    Args:
+        parts: the same queries' neighbours in each part of the gallery; each ``k``, or as many as the part has.
+        offsets: row of the whole gallery that each part begins with.
+        k: neighbours wanted.
+
+    Raises:
+        ValueError: parts of different queries, or too few neighbours in all.
+    """
+    if len(parts) != len(offsets) or len({len(p) for p in parts}) != 1:
+        counts = sorted({len(p) for p in parts})
+        raise ValueError(
+            f"needs one offset for each part and the same queries in all, got {len(parts)} parts, {len(offsets)} "
+            f"offsets and {counts} queries"
+        )
+    indices = torch.cat([p.indices + offset for p, offset in zip(parts, offsets, strict=True)], 1)
+    if not 1 <= k <= indices.shape[1]:
+        raise ValueError(f"k must be in 1–{indices.shape[1]} (neighbours of all parts), got {k}")
+    indices, scores = ordered(indices, torch.cat([p.scores for p in parts], 1))
+    return Neighbours(indices[:, :k].contiguous(), scores[:, :k].contiguous(), declined=parts[0].declined)
+
+
+def ranks(
+    queries: Embedding,
+    gallery: Embedding,
+    rows: Tensor,
+    columns: Tensor,
+    similarity: str = "cosine",
+    exclude_self: bool = False,
+    tau: float = TAU,
+    backend: str = "auto",
+) -> Tensor:
+    """The exact place, from 1, of one gallery image among all the neighbours of a query: cheaper than a long list.
+
+    Args:
+        queries, gallery, similarity, exclude_self, tau, backend: as in :func:`search`, which has checked them.
+        rows, columns: ``(P,)`` the query and the gallery image of each pair.
+
+    Returns:
+        ``(P,)`` int64 on the CPU.
+    """
+    (q, doubt), (g, theirs) = (_tensors(e, similarity) for e in (queries, gallery))
+    scan = Scan(g, theirs, tau, scan_dtype(backend, q.device))
+    rows, columns = rows.to(q.device), columns.to(q.device)
+    found = [torch.empty(0, dtype=torch.int64)]
+    for part in _blocks(torch.arange(len(rows), device=queries.device), 4 * len(gallery)):
+        row = rows[part]
+        u = None if doubt is None else doubt[row]
+        found.append(scan.rank(q[row], columns[part], u, row if exclude_self else None).cpu())
+    return torch.cat(found)
+
+
+def _blocks(rows: Tensor, width: int) -> tuple[Tensor, ...]:
+    return rows.split(max(_ROWS, _SCANNED // width)) if len(rows) else ()
+
+
+def scan_dtype(backend: str, device: torch.device) -> torch.dtype:
+    """What a backend of :func:`search` multiplies in, on a device."""
+    fast = _fast_half(device)
+    if backend == "float32" or (backend == "auto" and fast is None):
+        return torch.float32
+    return fast or torch.bfloat16

@@ -1,0 +1,1 @@
+"""Many runs: grids, fair comparisons, repetitions, and the pages made of them."""

@@ -1,0 +1,1 @@
+"""One training run: its configuration, its parts, and what it leaves behind."""

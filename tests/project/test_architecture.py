@@ -1,0 +1,93 @@
+"""Imports point down the layers, and importing is cheap."""
+
+import ast
+import subprocess
+import sys
+
+from conftest import ROOT
+
+# The layer of each module; a package's own entry holds for the modules it does not list.
+LAYERS = {
+    "version": 0,
+    "_moved": 0,
+    "registry": 0,
+    "types": 0,
+    "results": 0,
+    "variants": 0,
+    "similarity": 1,
+    "distributed": 1,
+    "data": 2,
+    "models": 3,
+    "losses": 3,
+    "retrieval": 4,
+    "evaluation": 5,
+    "reports": 6,
+    "training": 7,
+    "studies": 8,
+    "cli": 9,
+    "__main__": 9,
+    "__init__": 9,
+}
+
+
+def layer(module: str) -> int:
+    return LAYERS[module] if module in LAYERS else LAYERS[module.split(".")[0]]
+
+
+def module_name(path) -> str:
+    parts = path.relative_to(ROOT / "idml_zoo").with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+def imported(path) -> list[str]:
+    """Modules of this package that a file imports, anywhere in it but under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "idml_zoo":
+            base = (node.module or "").partition(".")[2]
+            found += [base] if base else [alias.name for alias in node.names]
+        if isinstance(node, ast.Import):
+            found += [a.name.partition(".")[2] for a in node.names if a.name.startswith("idml_zoo.")]
+    return found
+
+
+def test_imports_point_down():
+    files = sorted((ROOT / "idml_zoo").rglob("*.py"))
+    assert len(files) > 25
+    seen, upward = 0, []
+    for path in files:
+        name = module_name(path)
+        for target in imported(path):
+            seen += 1
+            if layer(target) > layer(name):
+                upward.append(f"{name} (L{layer(name)}) imports {target} (L{layer(target)})")
+    assert seen > 60, "the test sees the imports"
+    assert upward == []
+
+
+def test_every_module_has_a_layer_and_no_layer_is_stale():
+    names = {module_name(p) for p in (ROOT / "idml_zoo").rglob("*.py")}
+    assert {n for n in names if n not in LAYERS and n.split(".")[0] not in LAYERS} == set()
+    assert {n for n in LAYERS if n not in names} == set()
+
+
+def test_importing_the_package_brings_nothing_heavy():
+    code = (
+        "import sys, idml_zoo; print([m for m in ('torch', 'timm', 'numpy', 'rich', 'datasets') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_files_stay_small():
+    long = {str(p): n for p in (ROOT / "idml_zoo").rglob("*.py") if (n := len(p.read_text().splitlines())) > 350}
+    assert long == {}
