@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -286,32 +284,19 @@ def read_results(root: str | Path) -> list[Result]:
     return [read_result(p) for p in sorted(Path(root).glob("*/*/seed*.json"))]
 
 
-def check_writable(path: Path) -> None:
-    """ResultError where a file could not be written: before what belongs into it is computed. Makes its folder."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        if path.is_dir():
-            raise IsADirectoryError(21, "is a folder")
-    except OSError as error:
-        raise ResultError(f"cannot write {path} ({error.strerror}); choose another place") from error
+_MOVED = {"write_text": "write_file", "check_writable": "check_writable"}  # to idml_zoo.files, since 0.2
 
 
-def write_text(path: Path, text: str | bytes) -> None:
-    """Writes a file whole or not at all; ResultError where the place cannot be written to."""
-    data = text.encode() if isinstance(text, str) else text
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as part:
-            temporary = part.name
-            part.write(data)
-            part.flush()
-            os.fsync(part.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise ResultError(f"cannot write {path} ({error.strerror}); free space or choose another folder") from error
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        import warnings
+
+        from idml_zoo import files
+
+        warnings.warn(
+            f"idml_zoo.results.{name} is idml_zoo.files.{_MOVED[name]} since version 0.2; the old name goes in 0.4",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(files, _MOVED[name])
+    raise AttributeError(f"module 'idml_zoo.results' has no attribute {name!r}")

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from idml_zoo.cli.main import main as command
-from idml_zoo.models.files import CONFIG, WEIGHTS, Spec, WeightsError, read_config, sha256_of
+from idml_zoo.files import sha256_of
+from idml_zoo.models.files import CONFIG, WEIGHTS, Spec, WeightsError, read_config
 from idml_zoo.models.zoo import BACKBONES, PUBLISHED, models
 from idml_zoo.reports.card import own_results
 

@@ -18,7 +18,8 @@ import torch
 from publish_all import name_of
 
 from idml_zoo.evaluation.protocol import evaluate, save_result
-from idml_zoo.models.files import CONFIG, WEIGHTS, WeightsError, read_config, sha256_of
+from idml_zoo.files import sha256_of
+from idml_zoo.models.files import CONFIG, WEIGHTS, WeightsError, read_config
 from idml_zoo.models.zoo import EMBEDDED, LOCAL, create_model
 from idml_zoo.reports.card import build_card, check_card, own_results
 from idml_zoo.results import ResultError

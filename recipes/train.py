@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from idml_zoo.distributed import gather
 from idml_zoo.evaluation.provenance import code_state
+from idml_zoo.files import FileError
 from idml_zoo.losses import mixup
 from idml_zoo.models.zoo import weights_source
 from idml_zoo.reports.leaderboard import build_leaderboard, summary
@@ -300,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         try:
             build_leaderboard(config.leaderboard)
-        except ResultError as error:  # of another row, perhaps: this one is there
+        except (ResultError, FileError) as error:  # of another row, perhaps: this one is there
             warn(f"the result is saved, but no table can be made: {error}")
     except (ValueError, OSError, TrainingError) as error:  # the project's own errors are ValueErrors
         text = str(error)

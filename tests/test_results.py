@@ -14,13 +14,14 @@ from support.rows import make_result
 from idml_zoo import results
 from idml_zoo.cli.main import main
 from idml_zoo.evaluation.protocol import save_result
+from idml_zoo.files import FileError, write_file
 from idml_zoo.reports import leaderboard
 from idml_zoo.reports.leaderboard import rows
 from idml_zoo.results import PROTOCOL, Result, ResultError, read_result, read_results
 
 
 def save(result: Result, root) -> None:
-    results.write_text(result.path(root), result.to_json())
+    write_file(result.path(root), result.to_json())
 
 
 def test_round_trip(tmp_path):
@@ -77,7 +78,7 @@ def test_damaged_results_are_refused_by_name(tmp_path, path, value, message):
     data = json.loads(result.to_json())
     damage(data, path, value)
     file = result.path(tmp_path)
-    results.write_text(file, json.dumps(data))
+    write_file(file, json.dumps(data))
     with pytest.raises(ResultError, match=message) as caught:
         read_results(tmp_path)
     assert str(file) in str(caught.value)
@@ -87,7 +88,7 @@ def test_files_of_the_first_schema_are_read(tmp_path):
     result = make_result()
     data = json.loads(result.to_json()) | {"schema": 1}
     del data["cost"], data["corruptions"]
-    results.write_text(result.path(tmp_path), json.dumps(data))
+    write_file(result.path(tmp_path), json.dumps(data))
     old = read_result(result.path(tmp_path))
     assert old.schema == 1 and old.cost == {} and replace(old, schema=results.SCHEMA) == result
 
@@ -95,14 +96,14 @@ def test_files_of_the_first_schema_are_read(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", '{"schema": 1', "[1, 2]", "null", "\xff"])
 def test_half_written_results_are_refused_by_name(tmp_path, text):
     file = make_result().path(tmp_path)
-    results.write_text(file, text)
+    write_file(file, text)
     with pytest.raises(ResultError, match="seed0.json"):
         read_result(file)
 
 
 def test_an_unwritable_place_is_one_clear_error_and_leaves_no_rubbish(tmp_path):
     (tmp_path / "results").write_text("a file where a folder should be")
-    with pytest.raises(ResultError, match=r"cannot write .*seed0.json .*; free space or choose another folder"):
+    with pytest.raises(FileError, match=r"cannot write .*seed0.json .*; free space or choose another folder"):
         save(make_result(), tmp_path / "results")
     save(make_result(), tmp_path / "good")
     assert sorted(p.name for p in (tmp_path / "good").rglob("*") if p.is_file()) == ["seed0.json"]

@@ -87,7 +87,8 @@ def _local_paths(text: str) -> list[str]:
 def _push(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, WeightsError, sha256_of
+    from idml_zoo.files import sha256_of
+    from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, WeightsError
     from idml_zoo.models.hub import push, split_name
     from idml_zoo.models.zoo import HUB, LOCAL, create_model
     from idml_zoo.reports.card import build_card, check_card, own_results

@@ -122,7 +122,8 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _refuse_other(folder: Path, seed: int, model: IDMLModel, about: dict[str, Any], args: argparse.Namespace) -> None:
     """ValueError where the result of another model would be written over, or nothing can be written."""
-    from idml_zoo.results import check_name, check_writable, read_result
+    from idml_zoo.files import check_writable
+    from idml_zoo.results import check_name, read_result
 
     check_name("--row", folder.name)
     path = folder / f"seed{seed}.json"
@@ -192,9 +193,9 @@ def _leaderboard(args: argparse.Namespace) -> int:
 
 def _gallery(args: argparse.Namespace) -> int:
     from idml_zoo.evaluation.embed import embed
+    from idml_zoo.files import check_writable
     from idml_zoo.registry import heads
     from idml_zoo.reports.gallery import build_gallery
-    from idml_zoo.results import check_writable
 
     if args.map == "umap" and find_spec("umap") is None:
         raise ImportError("--map umap needs umap-learn: pip install umap-learn")

@@ -134,8 +134,9 @@ def _stack(side: Sequence[Any], name: str) -> Any:
 
 
 def _upgrade(args: argparse.Namespace) -> int:
+    from idml_zoo.files import write_file
     from idml_zoo.reports.upgrade import upgrade
-    from idml_zoo.results import PROTOCOL, read_results, write_text
+    from idml_zoo.results import PROTOCOL, read_results
 
     if (args.folder / "results").is_dir():  # a leaderboard's root
         args.folder = args.folder / "results"
@@ -149,7 +150,7 @@ def _upgrade(args: argparse.Namespace) -> int:
             print(f"left as it is: {error}", file=sys.stderr)
             left += 1
             continue
-        write_text(new.path(args.folder), new.to_json())
+        write_file(new.path(args.folder), new.to_json())
         done += 1
     print(f"{args.folder}: {done} results upgraded, {left} left as they are")
     return 0

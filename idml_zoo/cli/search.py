@@ -38,8 +38,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 def _search(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from idml_zoo.files import check_writable, write_file
     from idml_zoo.reports.photos import PhotoIndex, ask, embed_photos, find_photos, index_photos, photo_page, sections
-    from idml_zoo.results import check_writable, write_text
 
     for place in filter(None, (args.index, args.html)):
         check_writable(place)
@@ -64,7 +64,7 @@ def _search(args: argparse.Namespace) -> int:
     if args.html:
         folder = args.photos if args.photos.is_dir() else args.photos.parent
         title = f"{args.photos}: {len(index):,} photographs, {args.model}"
-        write_text(args.html, photo_page(title, parts, folder, Path() if files else folder, args.similarity))
+        write_file(args.html, photo_page(title, parts, folder, Path() if files else folder, args.similarity))
     if args.json:
         rows = {
             h: [

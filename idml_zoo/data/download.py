@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from idml_zoo.data.errors import DataError
-from idml_zoo.results import ResultError, write_text
+from idml_zoo.files import write_file
 from idml_zoo.version import __version__
 
 _TIMEOUT = 30.0  # seconds without a byte
@@ -121,7 +121,7 @@ def fetch(archive: Archive, folder: str | Path, progress: bool = True, retries: 
             os.replace(part, path)
             _discard(part)
             return path
-    except (OSError, ResultError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise _failure(archive, f"cannot write in {folder} ({reason})", _FREE) from error
 
@@ -238,7 +238,7 @@ def _attempt(archive: Archive, part: Path, report: Callable[[int, int | None], A
         with part.open("ab" if start else "wb") as file:
             if start == 0:  # after the part was emptied, so that a note never stands beside bytes of another version
                 headers = {k: answer[k] for k in ("ETag", "Last-Modified") if answer[k]}
-                write_text(_note(part), json.dumps({"total": total, "headers": headers}))
+                write_file(_note(part), json.dumps({"total": total, "headers": headers}))
             while chunk:
                 start += len(chunk)
                 if goal is not None and start > goal:

@@ -17,7 +17,7 @@ from idml_zoo.data.errors import DataError
 from idml_zoo.data.folders import MANIFEST
 from idml_zoo.data.split import Split, Splits
 from idml_zoo.data.store import FORMAT
-from idml_zoo.results import write_text
+from idml_zoo.files import write_file
 from idml_zoo.version import __version__
 
 SHARD_BYTES = 500_000_000
@@ -114,7 +114,7 @@ def _write_all(folder: Path, benchmark: Benchmark, splits: Splits, report: Repor
         },
         "left_out": [f"{b.name}: {b.reason}" for b in report.broken],
     }
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_file(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write(

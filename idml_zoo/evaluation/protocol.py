@@ -7,7 +7,6 @@ import io
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from idml_zoo.evaluation.embed import as_device, embed
 from idml_zoo.evaluation.embedders import as_embedder
 from idml_zoo.evaluation.measure import CLUSTER_SEEDS, corruption_curves, measure
 from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
+from idml_zoo.files import utc_now, write_file
 from idml_zoo.registry import benchmarks, unknown_name
 from idml_zoo.results import ModelInfo, Protocol, Provenance, Result
 from idml_zoo.retrieval.knn import SIMILARITIES
@@ -155,7 +155,7 @@ def evaluate(
             dtype="float32",
             threads=torch.get_num_threads(),
             seconds=seconds,
-            created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=utc_now(),
             data_sha256=split.fingerprint(),
             weights_sha256=weights_sha256,
             recipe=recipe,
@@ -222,7 +222,7 @@ def save_result(result: Result, root: str | Path) -> Path:
     """Writes a result and its per-query values under a results folder; the JSON last, so that it is never half there.
 
     Raises:
-        ResultError: the folder cannot be written to.
+        FileError: the folder cannot be written to.
     """
     path = result.path(root)
     if result.per_query:
@@ -230,7 +230,7 @@ def save_result(result: Result, root: str | Path) -> Path:
         np.savez_compressed(
             buffer, **{k: v if v.dtype == bool else v.astype(np.float32) for k, v in result.per_query.items()}
         )
-        results.write_text(path.with_suffix(".queries.npz"), buffer.getvalue())
+        write_file(path.with_suffix(".queries.npz"), buffer.getvalue())
         result = replace(result, queries_sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
-    results.write_text(path, result.to_json())
+    write_file(path, result.to_json())
     return path

@@ -7,7 +7,6 @@ file can name another file or make code run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -99,15 +98,6 @@ class Spec:
             "meta": self.meta,
         }
         return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_spec(spec: Spec) -> None:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from idml_zoo.models.files import CONFIG, WEIGHTS, WeightsError, sha256_of
+from idml_zoo.files import sha256_of
+from idml_zoo.models.files import CONFIG, WEIGHTS, WeightsError
 
 PREFIX = "hf-hub:"
 LOCAL_WEIGHTS = "IDML_ZOO_WEIGHTS"  # environment: a folder of weights that is looked into before the Hub

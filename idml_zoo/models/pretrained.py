@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from idml_zoo.data.transforms import build_transforms
+from idml_zoo.files import sha256_of
 from idml_zoo.models import limits, probe
 from idml_zoo.models.files import (
     CONFIG,
@@ -24,7 +25,6 @@ from idml_zoo.models.files import (
     parse_config,
     read_config,
     read_tensors,
-    sha256_of,
     write_model,
 )
 from idml_zoo.models.model import IDMLModel

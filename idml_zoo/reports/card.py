@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, Spec, WeightsError, local_files, read_config, sha256_of
+from idml_zoo.files import sha256_of, write_file
+from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, Spec, WeightsError, local_files, read_config
 from idml_zoo.registry import benchmarks
 from idml_zoo.reports.leaderboard.rows import in_order, percent, pretraining, title
-from idml_zoo.results import Result, read_results, write_text
+from idml_zoo.results import Result, read_results
 
 _SCORES = {
     "level": "level ‖u‖",
@@ -222,9 +223,9 @@ def build_card(folder: str | Path, results: str | Path, name: str) -> list[Path]
     mine = own_results(folder, Path(results))
     written = []
     for r in mine:
-        write_text(r.path(folder / "results"), r.to_json())
+        write_file(r.path(folder / "results"), r.to_json())
         written.append(r.path(folder / "results"))
-    write_text(folder / CARD, model_card(read_config(folder / CONFIG), mine, name))
+    write_file(folder / CARD, model_card(read_config(folder / CONFIG), mine, name))
     return [*written, folder / CARD]
 
 

@@ -18,8 +18,8 @@ import torch
 
 from idml_zoo.data.split import Split
 from idml_zoo.evaluation.retrieval_metrics import as_labels, positives
+from idml_zoo.files import write_file
 from idml_zoo.registry import unknown_name
-from idml_zoo.results import write_text
 from idml_zoo.retrieval.knn import search
 from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding
@@ -306,7 +306,7 @@ def build_gallery(
 
     Raises:
         ValueError, ImportError: see there.
-        ResultError: the folder cannot be written to.
+        FileError: the folder cannot be written to.
     """
     folder = Path(folder)
     gallery = choose(embedding, split, k, count, similarity, seed, tau)
@@ -316,9 +316,9 @@ def build_gallery(
         buffer = io.BytesIO()
         sheet(split, retrievals).save(buffer, "PNG")
         written.append(folder / (heading.lower().replace(" ", "_") + ".png"))
-        write_text(written[-1], buffer.getvalue())
+        write_file(written[-1], buffer.getvalue())
     level = embedding.level.float().numpy()
     written.append(draw_map(folder / "map.png", places, level, gallery.wrong, gallery.rows, projection))
     page = folder / "index.html"
-    write_text(page, html_page(title, split, gallery, similarity, written[-1]))
+    write_file(page, html_page(title, split, gallery, similarity, written[-1]))
     return [page, *written]

@@ -22,8 +22,8 @@ from idml_zoo.data.images import decode
 from idml_zoo.data.table import IMAGE_SUFFIXES, find_images
 from idml_zoo.data.transforms import build_transforms
 from idml_zoo.evaluation.embed import as_device, evaluating
+from idml_zoo.files import write_file
 from idml_zoo.reports.gallery import STYLE, data_url
-from idml_zoo.results import write_text
 from idml_zoo.retrieval.knn import search
 from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding
@@ -55,7 +55,7 @@ class PhotoIndex:
         return len(self.names)
 
     def save(self, path: Path) -> None:
-        """Writes it whole or not at all; ResultError where the place cannot be written to."""
+        """Writes it whole or not at all; FileError where the place cannot be written to."""
         from safetensors.torch import save
 
         tensors = {"semantic": self.embedding.semantic, "uncertainty": self.embedding.uncertainty}
@@ -65,7 +65,7 @@ class PhotoIndex:
             "names": json.dumps(self.names),
             "stamps": json.dumps(self.stamps),
         }
-        write_text(path, save({k: v.contiguous() for k, v in tensors.items()}, about))
+        write_file(path, save({k: v.contiguous() for k, v in tensors.items()}, about))
 
     @staticmethod
     def load(path: Path) -> PhotoIndex:

@@ -7,7 +7,6 @@ margin of benchmarks with fixed queries, which is not: their results are measure
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 from idml_zoo.data.split import Split
 from idml_zoo.evaluation.provenance import code_state
 from idml_zoo.evaluation.uncertainty import auroc, calibration_error
+from idml_zoo.files import utc_now
 from idml_zoo.registry import benchmarks
 from idml_zoo.reports.bootstrap import load_queries
 from idml_zoo.results import PROTOCOL, Result, ResultError
@@ -59,7 +59,7 @@ def upgrade(result: Result, results: str | Path, root: str | Path = "data") -> R
             raise ResultError(f"{name}: its AUROC of {score} is {known}, but {found} by the values of its queries")
         metrics[f"ece_{score}"] = calibration_error(values[score][counted], wrong, labels)
     commit, dirty = code_state()
-    when = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    when = utc_now()
     history = {"from": "protocol 2", "commit": str(commit) + (" (dirty)" if dirty else ""), "created": when}
     return replace(
         result,

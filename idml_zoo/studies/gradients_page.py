@@ -56,7 +56,8 @@ def measure_pace(runs: Path, results: Path) -> list[dict[str, object]]:
     import idml_zoo
     from idml_zoo.evaluation.gradients import gradient_curves, plot_gradients, sample_gradients
     from idml_zoo.evaluation.uncertainty import spearman
-    from idml_zoo.models.files import WEIGHTS, sha256_of
+    from idml_zoo.files import sha256_of
+    from idml_zoo.models.files import WEIGHTS
 
     split = benchmarks["glyphs_subset"].splits().test
     found: list[dict[str, object]] = []

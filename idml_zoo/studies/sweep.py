@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from idml_zoo.files import FileError
 from idml_zoo.reports.leaderboard import build_leaderboard, summary
 from idml_zoo.results import Result, ResultError, read_results
 from idml_zoo.training.checkpoints import HARMLESS, STOPPED, Asked
@@ -205,7 +206,10 @@ def show(out: Console, config: Config) -> None:
         rows = [r for r in read_results(board / "results") if r.benchmark == config.benchmark]
         out.print(summary(rows))
         build_leaderboard(board)
-    except ResultError as error:  # a row of several protocol versions, or whose queries are not stored here
+    except (
+        ResultError,
+        FileError,
+    ) as error:  # a row of several protocol versions, or whose queries are not stored here
         print(f"no page: {error}", file=sys.stderr)
 
 

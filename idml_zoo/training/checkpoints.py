@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from idml_zoo.models.files import sha256_of
+from idml_zoo.files import sha256_of
 from idml_zoo.training.config import Config, ConfigError
 from idml_zoo.training.sharding import spread, whole
 

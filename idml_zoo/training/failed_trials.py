@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 import yaml
 
 from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
-from idml_zoo.results import write_text
+from idml_zoo.files import utc_now, write_file
 from idml_zoo.training.config import Config, ConfigError
 
 
@@ -29,7 +28,7 @@ class Lost:
 
 
 def record(config: Config, benchmark: str, row: str, reason: str, device: torch.device) -> Path:
-    """Writes down that the run of ``config`` ended without a result; ResultError where it cannot be written."""
+    """Writes down that the run of ``config`` ended without a result; FileError where it cannot be written."""
     commit, dirty = code_state()
     told: dict[str, Any] = {
         "reason": reason,
@@ -39,9 +38,9 @@ def record(config: Config, benchmark: str, row: str, reason: str, device: torch.
         "versions": versions(),
     }
     told |= {"device": device_name(device), "threads": torch.get_num_threads()}
-    told |= {"created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")}
+    told |= {"created": utc_now()}
     path = Path(config.leaderboard) / "lost" / benchmark / row / f"seed{config.seed}.yaml"
-    write_text(path, yaml.safe_dump(told | {"recipe": dataclasses.asdict(config)}, sort_keys=False, allow_unicode=True))
+    write_file(path, yaml.safe_dump(told | {"recipe": dataclasses.asdict(config)}, sort_keys=False, allow_unicode=True))
     return path
 
 

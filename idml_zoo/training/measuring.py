@@ -13,7 +13,8 @@ from idml_zoo.data.split import Split
 from idml_zoo.evaluation.embed import embed
 from idml_zoo.evaluation.measure import evaluate_embeddings
 from idml_zoo.evaluation.protocol import evaluate, save_result
-from idml_zoo.models.files import WEIGHTS, local_files, sha256_of
+from idml_zoo.files import sha256_of
+from idml_zoo.models.files import WEIGHTS, local_files
 from idml_zoo.models.model import IDMLModel
 from idml_zoo.models.pretrained import load
 from idml_zoo.models.zoo import LOCAL, weights_source

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import idml_zoo
-from idml_zoo.results import write_text
+from idml_zoo.files import write_file
 from idml_zoo.training.recipes import recipes_folder
 from idml_zoo.types import Embedding
 
@@ -86,7 +86,7 @@ def keep_rows(path: Path, last: int) -> None:
         return
     cells = [(row, row.split(",")) for row in rows if row.count(",") == header.count(",")]
     whole = [row for row, c in cells if c[names.index("step")].isdigit() and int(c[names.index("step")]) <= last]
-    write_text(path, "\n".join([header, *whole]) + "\n")
+    write_file(path, "\n".join([header, *whole]) + "\n")
 
 
 def diagnosis(statistics: dict[str, float], embedding: Embedding, has_uncertainty: bool) -> str:
@@ -153,7 +153,7 @@ def profiled(steps: int, folder: Path) -> Iterator[Any]:
 
     def write(found: Any) -> None:
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        write_text(folder / "profile.txt", found.key_averages().table(sort_by=by, row_limit=40))
+        write_file(folder / "profile.txt", found.key_averages().table(sort_by=by, row_limit=40))
         found.export_chrome_trace(str(folder / "trace.json"))
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]

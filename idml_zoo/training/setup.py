@@ -16,10 +16,10 @@ from timm.utils import ModelEmaV3
 
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.split import Split
+from idml_zoo.files import write_file
 from idml_zoo.losses import create_criterion
 from idml_zoo.models.model import IDMLModel
 from idml_zoo.models.pretrained import check_can_be_loaded
-from idml_zoo.results import write_text
 from idml_zoo.training import checkpoints
 from idml_zoo.training.batches import Loading, build_loading, load_benchmark
 from idml_zoo.training.config import Config, ConfigError
@@ -268,7 +268,7 @@ def take_folder(run: Run) -> dict[str, Any] | None:
         warn_of_other_package()
         if saved:
             warn(f"going on after step {saved['step']}" + (f" with {'; '.join(changed)}" if changed else ""))
-        write_text(run.folder / "config.yaml", config.to_yaml())
+        write_file(run.folder / "config.yaml", config.to_yaml())
         for path in (run.log, run.validation_log):
             if saved:
                 keep_rows(path, saved["step"])

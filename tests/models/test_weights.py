@@ -12,8 +12,8 @@ from support.saved_models import edit, load, refused, small
 
 import idml_zoo
 from idml_zoo.evaluation.embed import embed
+from idml_zoo.files import sha256_of
 from idml_zoo.models import probe
-from idml_zoo.models.files import sha256_of
 from idml_zoo.models.zoo import EMBEDDED, PUBLISHED
 from idml_zoo.registry import benchmarks
 from idml_zoo.reports.bootstrap import load_queries

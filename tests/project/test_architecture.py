@@ -11,6 +11,7 @@ LAYERS = {
     "version": 0,
     "_moved": 0,
     "registry": 0,
+    "files": 0,
     "types": 0,
     "results": 0,
     "variants": 0,

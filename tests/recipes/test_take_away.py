@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import idml_zoo
-from idml_zoo.models.files import sha256_of
+from idml_zoo.files import sha256_of
 from idml_zoo.models.zoo import EMBEDDED
 from idml_zoo.reports.card import check_card
 from idml_zoo.results import read_results

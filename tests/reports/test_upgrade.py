@@ -9,8 +9,9 @@ import torch
 import idml_zoo
 from idml_zoo.cli.main import main
 from idml_zoo.evaluation.uncertainty import calibration_error
+from idml_zoo.files import write_file
 from idml_zoo.reports.leaderboard import build_leaderboard
-from idml_zoo.results import PROTOCOL, read_results, write_text
+from idml_zoo.results import PROTOCOL, read_results
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def as_old(result, root, **changes):
     (now,) = read_results(root)
     metrics = {k: 0.5 if k.startswith("ece_") else v for k, v in now.metrics.items()}
     old = replace(now, metrics=metrics | changes, protocol=replace(now.protocol, version=2))
-    write_text(saved, old.to_json())
+    write_file(saved, old.to_json())
     return old
 
 
@@ -68,7 +69,7 @@ def test_an_old_result_becomes_what_would_be_measured_now(fresh, tmp_path, capsy
 )
 def test_what_cannot_be_upgraded_is_left_with_the_reason(fresh, tmp_path, capsys, damage, message):
     old = damage(as_old(fresh, tmp_path))
-    write_text(old.path(tmp_path), old.to_json())
+    write_file(old.path(tmp_path), old.to_json())
     assert main(["results", "upgrade", str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert message in said.err and "0 results upgraded, 1 left" in said.out

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from support.tiny_runs import TINY, tiny
 
 import idml_zoo
+from idml_zoo.files import sha256_of
 from idml_zoo.losses import ProxyLoss
-from idml_zoo.models.files import sha256_of
 from idml_zoo.results import read_results
 from idml_zoo.training import cpu
 from idml_zoo.training.batches import load_benchmark

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from idml_zoo.files import write_file
 from idml_zoo.reports.leaderboard.page import html_page
 from idml_zoo.reports.leaderboard.rows import Row, group, in_order, percent, sections, title
 from idml_zoo.reports.leaderboard.tables import columns, csv_table, markdown_page
-from idml_zoo.results import Result, ResultError, write_text
+from idml_zoo.results import Result, ResultError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +55,7 @@ def build_leaderboard(root: str | Path = "leaderboard") -> list[Path]:
     for stale in _tables(root) - files.keys():
         (root / stale).unlink()
     for name, text in files.items():
-        write_text(root / name, text)
+        write_file(root / name, text)
     return [root / name for name in files]
 
 
