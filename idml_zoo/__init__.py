@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from idml_zoo.evaluation.measure import evaluate_embeddings
     from idml_zoo.evaluation.protocol import evaluate, save_result
     from idml_zoo.evaluation.retrieval_metrics import retrieval_metrics
+    from idml_zoo.metric import Metric
     from idml_zoo.models.model import IDMLModel
     from idml_zoo.models.zoo import create_model, create_transforms, list_models
     from idml_zoo.registry import benchmarks
@@ -30,6 +31,7 @@ _PUBLIC = {
     "Benchmark": "data.benchmark",
     "Embedding": "types",
     "IDMLModel": "models.model",
+    "Metric": "metric",
     "Neighbours": "types",
     "benchmarks": "registry",
     "cosine": "similarity",
@@ -52,6 +54,7 @@ __all__ = [
     "Benchmark",
     "Embedding",
     "IDMLModel",
+    "Metric",
     "Neighbours",
     "__version__",
     "benchmarks",

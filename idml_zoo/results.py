@@ -129,6 +129,33 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class TrainingRecord:
+    """How the weights that are measured came about; recorded in the result, not checked.
+
+    Attributes:
+        variant: of the training; "none" for an untrained network, "unknown" where nobody says.
+        pretrained: first weights of the backbone: "none", "timm:NAME", "package:NAME" or "unknown".
+        checkpoint: the split that chose the checkpoint, one of :data:`CHECKPOINTS`.
+        description: what a reader of the row must know ("15 epochs at 128 px"), "" for nothing.
+        seconds: of the training; None where they are not known.
+        recipe: resolved configuration of the training, as YAML; None without one.
+        weights_sha256: of the model file; None where there is none.
+        statistics: last logged values of the training.
+        trained: ``command``, ``commit`` and ``created`` of the training, where the weights are measured again later.
+    """
+
+    variant: str = "unknown"
+    pretrained: str = "unknown"
+    checkpoint: str = "none"
+    description: str = ""
+    seconds: float | None = None
+    recipe: str | None = None
+    weights_sha256: str | None = None
+    statistics: dict[str, float] = field(default_factory=dict)
+    trained: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Result:
     """One row of a benchmark for one seed.
 

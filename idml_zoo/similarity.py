@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from idml_zoo.metric import TAU, check_tau
 from idml_zoo.types import Embedding
 
-TAU = 5.0  # the constant 5 of the released code acts as the temperature τ of the metric [C]
 ALPHA_FLOOR = 1e-4  # α is clamped here, so that β/(τα) stays finite for identical embeddings [D]
 
 
@@ -79,12 +79,6 @@ class _Introspective(torch.autograd.Function):
             of_beta = weighed * alpha.div_(2 * ctx.tau)
             of_cos = weighed.mul_(x.div_(2).add_(1))
         return of_cos, of_beta.sum_to_size(beta.shape), None, None
-
-
-def check_tau(tau: float) -> None:
-    """ValueError where a temperature is not above 0, or not finite."""
-    if not 0 < tau < float("inf"):
-        raise ValueError(f"tau must be positive, got {tau}")
 
 
 def cosine(a: Embedding, b: Embedding | Tensor) -> Tensor:

@@ -125,6 +125,56 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class RetrievalTask:
+    """What is searched in what, and which answers are correct. Made by :meth:`idml_zoo.data.split.Split.task`.
+
+    Attributes:
+        queries: embedding of Q images.
+        gallery: embedding of M images; the same object as ``queries`` where ``same_images``.
+        query_labels: ``(Q,)`` int64 class of each query.
+        gallery_labels: ``(M,)`` int64 class of each gallery image; one of the query's class is a positive.
+        same_images: whether queries and gallery are the same images in the same order: no query may find itself.
+
+    Raises:
+        ValueError: numbers of embeddings and labels that differ, or ``same_images`` of unlike sizes.
+    """
+
+    queries: Embedding
+    gallery: Embedding
+    query_labels: Tensor
+    gallery_labels: Tensor
+    same_images: bool
+
+    def __post_init__(self) -> None:
+        for name, embedding, labels in (
+            ("queries", self.queries, self.query_labels),
+            ("gallery", self.gallery, self.gallery_labels),
+        ):
+            if len(embedding) != len(labels):
+                raise ValueError(f"{name}: {len(embedding)} embeddings but {len(labels)} labels")
+        if self.same_images and len(self.queries) != len(self.gallery):
+            raise ValueError(
+                f"same_images needs the same images twice, got {len(self.queries)} queries and {len(self.gallery)} in "
+                "the gallery"
+            )
+
+    @classmethod
+    def of(cls, embedding: Embedding, labels: Tensor, is_query: Tensor | None = None) -> RetrievalTask:
+        """Returns the task of one set of images.
+
+        Args:
+            embedding: of N images.
+            labels: ``(N,)`` int64.
+            is_query: ``(N,)`` bool; these are searched in all the others. None: every image in all the others.
+        """
+        if len(embedding) != len(labels):
+            raise ValueError(f"{len(embedding)} embeddings but {len(labels)} labels")
+        if is_query is None:
+            return cls(embedding, embedding, labels, labels, True)
+        return cls(embedding[is_query], embedding[~is_query], labels[is_query], labels[~is_query], False)
+
+
+@dataclass(frozen=True)
 class Neighbours:
     """The nearest gallery images of each query, nearest first.
 
