@@ -68,8 +68,8 @@ def accepts_similarity_and_tau(function: Callable[P, R]) -> Callable[P, R]:
         old: dict[str, Any] = {k: kwargs.pop(k) for k in ("similarity", "tau") if k in kwargs}
         if old:
             warnings.warn(
-                f"{function.__name__}: give metric=idml_zoo.Metric(similarity, tau) instead of {' and '.join(old)}; the "
-                "old keywords go in version 0.4",
+                f"{function.__name__}: give metric=idml_zoo.Metric(similarity, tau) instead of {' and '.join(old)}; "
+                "the old keywords go in version 0.4",
                 DeprecationWarning,
                 stacklevel=2,
             )
