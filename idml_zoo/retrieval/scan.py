@@ -74,7 +74,7 @@ class Scan:
         level = gallery.new_zeros(len(gallery)) if uncertainty is None else torch.linalg.vector_norm(uncertainty, dim=1)
         # tiles of like levels, so that a tile's highest level says much of each
         order = level.argsort(stable=True) if self.by_level else torch.arange(len(level), device=level.device)
-        self.place = order.argsort()  # of a gallery row, in that order
+        self.position = order.argsort()  # of a gallery row, in that order
         self.tiles = -(-len(level) // TILE)
         self.order = torch.cat([order, order[-1:].expand(self.tiles * TILE - len(level))])  # the last tile is filled up
         self.level = level[self.order].view(self.tiles, TILE)
@@ -113,7 +113,7 @@ class Scan:
             values = values.div_(_ABOVE).add_(_TINY)
         values[:, len(self.gallery) :] = -torch.inf
         if own is not None:
-            values[torch.arange(len(values), device=values.device), self.place[own]] = -torch.inf
+            values[torch.arange(len(values), device=values.device), self.position[own]] = -torch.inf
         return values.view(len(values), self.tiles, TILE), error
 
     def _product_error(self, q: Tensor) -> float:
@@ -204,7 +204,7 @@ class Scan:
         scanned, error = self._scanned(q, u, None)
         if own is not None:
             rows = (own >= 0).nonzero().squeeze(1)
-            scanned.view(len(q), -1)[rows, self.place[own[rows]]] = -torch.inf
+            scanned.view(len(q), -1)[rows, self.position[own[rows]]] = -torch.inf
         return self._bound(scanned.amax(2), error, self._level(q, u), self.level[:, -1]).amax(1)
 
     def rank(self, q: Tensor, columns: Tensor, u: Tensor | None = None, own: Tensor | None = None) -> Tensor:
@@ -214,7 +214,7 @@ class Scan:
         """
         scanned, error = self._scanned(q, u, own)
         level, everyone = self._level(q, u), torch.arange(len(q), device=q.device)
-        score = self._score(q, u, everyone, self.place[columns])[:, None]
+        score = self._score(q, u, everyone, self.position[columns])[:, None]
         high, low = (
             self._bound(scanned, error[:, None], level[:, None], self.level, low).flatten(1) for low in (False, True)
         )
