@@ -15,9 +15,9 @@ _install_old_names()
 
 if TYPE_CHECKING:
     from idml_zoo.data.benchmark import Benchmark, table_benchmark
-    from idml_zoo.evaluation.embed import embed
+    from idml_zoo.evaluation.embed import MeasuredSplit, embed
     from idml_zoo.evaluation.measure import evaluate_embeddings
-    from idml_zoo.evaluation.protocol import MeasuredSplit, evaluate, save_result
+    from idml_zoo.evaluation.protocol import evaluate, save_result
     from idml_zoo.evaluation.retrieval_metrics import retrieval_metrics
     from idml_zoo.metric import Metric
     from idml_zoo.models.model import IDMLModel
@@ -39,7 +39,7 @@ _PUBLIC = {
     "cosine": "similarity",
     "create_model": "models.zoo",
     "create_transforms": "models.zoo",
-    "MeasuredSplit": "evaluation.protocol",
+    "MeasuredSplit": "evaluation.embed",
     "RetrievalTask": "types",
     "TrainingRecord": "results",
     "embed": "evaluation.embed",

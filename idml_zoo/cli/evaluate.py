@@ -121,8 +121,8 @@ class _Row:
 def _eval(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from idml_zoo.evaluation.embed import embed
-    from idml_zoo.evaluation.protocol import MeasuredSplit, evaluate, save_result
+    from idml_zoo.evaluation.embed import MeasuredSplit, embed
+    from idml_zoo.evaluation.protocol import evaluate, save_result
     from idml_zoo.registry import heads
     from idml_zoo.reports.leaderboard import build_leaderboard, summary
 
@@ -163,7 +163,7 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _row(args: argparse.Namespace, model: IDMLModel, benchmark: str) -> _Row:
     """Returns the row that the arguments describe; what they leave open comes from the weights, or from ``--like``."""
-    from idml_zoo.evaluation.protocol import training_record
+    from idml_zoo.evaluation.provenance import training_record
     from idml_zoo.models.zoo import weights_source
     from idml_zoo.results import read_result
 

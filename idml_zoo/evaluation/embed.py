@@ -79,6 +79,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@dataclass(frozen=True)
+class MeasuredSplit:
+    """A split to measure, and what of it is there already.
+
+    Attributes:
+        split: labelled images.
+        name: of the split, for the protocol: "test", or "validation" while developing.
+        embedding: of the split by this model, where it is there already (for a second similarity); None to compute it.
+        seconds: that the embedding took, which count as evaluation.
+    """
+
+    split: Split
+    name: str = "test"
+    embedding: Embedding | None = None
+    seconds: float = 0.0
+
+
 def embed(
     model: Any,
     images: Any,

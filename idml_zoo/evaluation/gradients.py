@@ -257,9 +257,7 @@ def sample_gradients(
         s = semantic[rows].requires_grad_()
         introspective = introspective_similarity(Embedding(s, uncertainty[rows]), prototypes, tau)
         plain = s @ prototypes.T
-        weights_of_metric, as_plain = (
-            _weights(matrix, labels[rows], scale, margin) for matrix in (introspective, plain)
-        )
+        ours, plainly = (_weights(matrix, labels[rows], scale, margin) for matrix in (introspective, plain))
         for i, (matrix, weights) in enumerate(((introspective, ours), (plain, plainly), (introspective, plainly))):
             (full,) = torch.autograd.grad(matrix, s, weights, retain_graph=True)
             unit = s.detach()

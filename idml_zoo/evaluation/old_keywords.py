@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
+from idml_zoo.evaluation.embed import MeasuredSplit
+from idml_zoo.evaluation.provenance import training_record
 from idml_zoo.metric import Metric
+from idml_zoo.registry import benchmarks
 from idml_zoo.results import TrainingRecord
 
 P = ParamSpec("P")
@@ -34,8 +37,6 @@ def accepts_keywords_of_01(evaluate: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(evaluate)
     def wrapped(model: Any, benchmark: Any, **given: Any) -> R:
-        from idml_zoo.evaluation import protocol
-
         is_record = isinstance(given.get("training"), (TrainingRecord, type(None)))
         old = [
             k
@@ -57,16 +58,14 @@ def accepts_keywords_of_01(evaluate: Callable[P, R]) -> Callable[P, R]:
             given["metric"] = Metric(taken.get("similarity", "cosine"), **({} if tau is None else {"tau": tau}))
         record_fields = {new: taken[k] for k, new in _TRAINING.items() if taken.get(k) is not None}
         if record_fields:
-            given["training"] = replace(protocol.training_record(model), **record_fields)
+            given["training"] = replace(training_record(model), **record_fields)
         if "severities" in taken:
             given["corruptions"] = dict.fromkeys(given.get("corruptions", ()), taken["severities"])
         if any(k in taken for k in _SPLIT):
-            from idml_zoo.registry import benchmarks
-
             record = benchmarks[benchmark] if isinstance(benchmark, str) else benchmark
             split = given.get("split")
             split = record.splits(given.get("root", "data")).test if split is None else split
-            given["split"] = protocol.MeasuredSplit(
+            given["split"] = MeasuredSplit(
                 split, taken.get("split_name", "test"), taken.get("embedding"), taken.get("embed_seconds", 0.0)
             )
         return evaluate(model, benchmark, **given)

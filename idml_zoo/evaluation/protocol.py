@@ -21,34 +21,16 @@ from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import kmeans_settings
 from idml_zoo.evaluation.cost import embedding_cost
-from idml_zoo.evaluation.embed import Compute, as_device, embed_split
+from idml_zoo.evaluation.embed import Compute, MeasuredSplit, as_device, embed_split
 from idml_zoo.evaluation.embedders import as_embedder
 from idml_zoo.evaluation.measure import CLUSTER_SEEDS, clustering, corruption_curves, measure
 from idml_zoo.evaluation.old_keywords import accepts_keywords_of_01
-from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
+from idml_zoo.evaluation.provenance import code_state, command, device_name, training_record, versions
 from idml_zoo.evaluation.retrieval_metrics import as_labels
 from idml_zoo.files import utc_now, write_file
 from idml_zoo.metric import TAU, Metric
 from idml_zoo.registry import benchmarks, unknown_name
 from idml_zoo.results import ModelInfo, Protocol, Provenance, Result, TrainingRecord
-from idml_zoo.types import Embedding
-
-
-@dataclass(frozen=True)
-class MeasuredSplit:
-    """A split to measure, and what of it is there already.
-
-    Attributes:
-        split: labelled images.
-        name: of the split, for the protocol: "test", or "validation" while developing.
-        embedding: of the split by this model, where it is there already (for a second similarity); None to compute it.
-        seconds: that the embedding took, which count as evaluation.
-    """
-
-    split: Split
-    name: str = "test"
-    embedding: Embedding | None = None
-    seconds: float = 0.0
 
 
 @accepts_keywords_of_01
@@ -198,15 +180,6 @@ class _Job:
             recipe_sha256=None if recipe is None else hashlib.sha256(recipe.encode()).hexdigest(),
             trained=self.training.trained,
         )
-
-
-def training_record(model: Any) -> TrainingRecord:
-    """Returns what a model says itself of where its weights come from; "unknown" of a model that says nothing."""
-    if origin := getattr(model, "origin", None):
-        about = origin.about(model)
-        return TrainingRecord(**{k: v for k, v in about.items() if k != "training"}, description=about["training"])
-    source = getattr(model, "backbone_source", "unknown")
-    return TrainingRecord(variant="unknown" if source == "unknown" else "none", pretrained=source)
 
 
 def _metric_of(model: Any, metric: Metric | str | None) -> Metric:

@@ -9,9 +9,11 @@ import sys
 from functools import lru_cache
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from idml_zoo.results import TrainingRecord
 from idml_zoo.version import __version__
 
 
@@ -94,3 +96,12 @@ def command() -> str:
     except ValueError:
         program = Path(program).name
     return shlex.join([program, *sys.argv[1:]])
+
+
+def training_record(model: Any) -> TrainingRecord:
+    """Returns what a model says itself of where its weights come from; "unknown" of a model that says nothing."""
+    if origin := getattr(model, "origin", None):
+        about = origin.about(model)
+        return TrainingRecord(**{k: v for k, v in about.items() if k != "training"}, description=about["training"])
+    source = getattr(model, "backbone_source", "unknown")
+    return TrainingRecord(variant="unknown" if source == "unknown" else "none", pretrained=source)

@@ -15,6 +15,7 @@ from idml_zoo.files import sha256_of, write_file
 from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, Spec, WeightsError, local_files, read_config
 from idml_zoo.registry import benchmarks
 from idml_zoo.reports.leaderboard.rows import in_order, percent, pretraining, title
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import Result, read_results
 
 _SCORES = {
@@ -112,12 +113,6 @@ def _index(r: Result) -> dict[str, Any]:
         "dataset": {"type": r.benchmark, "name": record.title if record else r.benchmark, "split": r.protocol.split},
         "metrics": [{"type": m, "name": title(m), "value": round(float(v), 4)} for m, v in values],
     }
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column is text, the others are numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
 def _measured(results: Sequence[Result]) -> str:

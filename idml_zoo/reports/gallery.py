@@ -5,7 +5,6 @@ One self-contained HTML page, and the same as PNG files.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from idml_zoo.evaluation.retrieval_metrics import positives
 from idml_zoo.files import write_file
 from idml_zoo.metric import Metric, accepts_similarity_and_tau, as_metric
 from idml_zoo.registry import unknown_name
+from idml_zoo.reports.html import PICTURE_STYLE, data_uri, document, figure, query_row
 from idml_zoo.retrieval.knn import search
 from idml_zoo.types import Embedding, Neighbours, RetrievalTask
 
@@ -233,63 +233,42 @@ def draw_map(path: Path, places: np.ndarray, level: np.ndarray, wrong: np.ndarra
     return path
 
 
-def data_url(image: Image) -> str:
-    """A picture as a URL that holds it."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _figure(split: Split, row: int, kind: str, text: str, hint: str) -> str:
-    name = escape(split.class_names[int(split.labels[row])])
-    mark = {"right": "✓ ", "wrong": "✗ ", "query": ""}[kind]
-    return (
-        f'<figure class="{kind}" title="{escape(hint)}"><img src="{data_url(_tile(split, row, _SIDE))}" '
-        f'width="{_SIDE}" height="{_SIDE}" alt="{kind}: {name}, image {row}">'
-        f"<figcaption>{mark}{text}<br>{name}</figcaption></figure>"
-    )
-
-
-STYLE = """:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #57606a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --paper: #14181c; --soft: #a3acb5; } }
-body { margin: 0 auto; padding: 1rem; max-width: 90rem; font: 1rem/1.45 system-ui, sans-serif; color: var(--ink);
-  background: var(--paper); }
-.row { display: flex; gap: .6rem; overflow-x: auto; padding: .4rem 0; } figure { margin: 0; flex: none; width: 104px; }
-figure img { border: 4px solid transparent; border-radius: .2rem; } .query { margin-right: 1rem; }
-.query img, .near img { border-color: #8a8f94; }
-.right img { border-color: #0a7d44; } .wrong img { border: 4px dashed #c62828; }
-figcaption { font-size: .78rem; color: var(--soft); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.map { max-width: 100%; height: auto; background: #fff; }"""
-
-
 def html_page(title: str, split: Split, gallery: Gallery, similarity: str, picture: Path | None) -> str:
-    """The page: everything in one file, pictures included."""
+    """Returns the page: one file, pictures included.
+
+    Args:
+        title: plain text.
+        split: of the images.
+        gallery: from :func:`choose`.
+        similarity: of the search, "cosine" or "introspective".
+        picture: a PNG file of the map, or None for a page without.
+    """
+
+    def image(row: int, kind: str, text: str, hint: str) -> str:
+        name = split.class_names[int(split.labels[row])]
+        return figure(_tile(split, row, _SIDE), kind, f"{kind}: {name}, image {row}", (text, name), hint)
+
     parts = []
     for heading, retrievals in gallery.sections.items():
-        lines = []
+        rows = []
         for r in retrievals:
-            cells = [_figure(split, r.query, "query", f"level {r.level:.3g}", f"query, image {r.query}")]
-            for row, score, hit, level in zip(r.neighbours, r.scores, r.hit, r.levels, strict=True):
-                kind = "right" if hit else "wrong"
-                cells.append(_figure(split, row, kind, f"{score:.3f}", f"image {row}, level {level:.3g}"))
-            lines.append(f'<div class="row" tabindex="0" role="group" aria-label="query">{"".join(cells)}</div>')
-        parts.append(f"<h2>{escape(heading)}</h2>" + ("".join(lines) or "<p>None.</p>"))
+            figures = [image(r.query, "query", f"level {r.level:.3g}", f"query, image {r.query}")]
+            for row, score, correct, level in zip(r.neighbours, r.scores, r.hit, r.levels, strict=True):
+                kind, mark = ("right", "✓") if correct else ("wrong", "✗")
+                figures.append(image(row, kind, f"{mark} {score:.3f}", f"image {row}, level {level:.3g}"))
+            rows.append(query_row(figures))
+        parts.append(f"<h2>{escape(heading)}</h2>" + ("".join(rows) or "<p>None.</p>"))
     if picture is not None:
-        encoded = base64.b64encode(picture.read_bytes()).decode()
-        words = "Map of the embedding, coloured by uncertainty level"
-        parts.append(f'<h2>Map</h2><img class="map" alt="{words}" src="data:image/png;base64,{encoded}">')
+        alt, uri = "Map of the embedding, coloured by uncertainty level", data_uri(picture.read_bytes(), "image/png")
+        parts.append(f'<h2>Map</h2><img class="map" alt="{alt}" src="{uri}">')
     measure = "cosine" if similarity == "cosine" else "minus the introspective distance"
     share = 100 * float(gallery.wrong.mean())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
-<p>Each row: a query with its uncertainty level ‖u‖, then its nearest neighbours, framed green (✓, the query's class)
-or red and dashed (✗), with the {measure}. Of {len(gallery.wrong):,} queries the nearest neighbour is wrong for
-{share:.1f} %.</p>
-{"".join(parts)}
-</body></html>
-"""
+    body = f"""<h1>{escape(title)}</h1>
+<p>Each row shows a query with its uncertainty level ‖u‖, then its nearest neighbours. A green frame (✓) marks the
+query's class, a dashed red one (✗) another class. The number below a neighbour is the {measure}. The nearest neighbour
+is wrong for {share:.1f} % of {len(gallery.wrong):,} queries.</p>
+{"".join(parts)}"""
+    return document(title, PICTURE_STYLE, body, pictures=True)
 
 
 @accepts_similarity_and_tau

@@ -24,7 +24,7 @@ from idml_zoo.data.transforms import build_transforms
 from idml_zoo.evaluation.embed import as_device, evaluating
 from idml_zoo.files import write_file
 from idml_zoo.metric import Metric
-from idml_zoo.reports.gallery import STYLE, data_url
+from idml_zoo.reports.html import PICTURE_STYLE, document, figure, query_row
 from idml_zoo.retrieval.knn import search
 from idml_zoo.types import Embedding
 
@@ -279,36 +279,36 @@ def sections(answers: Sequence[Answer], count: int) -> dict[str, list[Answer]]:
 
 
 def photo_page(title: str, parts: dict[str, list[Answer]], folder: Path, query_folder: Path, similarity: str) -> str:
-    """A page of its own, pictures included: each row a query, then what was found, with score and level."""
+    """Returns a page, pictures included: each row a query, then its nearest photographs with score and level.
+
+    Args:
+        title: plain text.
+        parts: answers by heading.
+        folder: of the photographs.
+        query_folder: of the queries.
+        similarity: of the search, "cosine" or "introspective".
+
+    Raises:
+        BrokenImageError: a photograph that cannot be read.
+    """
     from PIL import ImageOps
 
-    def figure(path: Path, name: str, kind: str, text: str) -> str:
-        name = name.encode("utf-8", "backslashreplace").decode()  # as the page is UTF-8
+    def image(path: Path, name: str, kind: str, text: str) -> str:
         picture = ImageOps.pad(decode(path, str(path)), (_SIDE, _SIDE), color="#dddddd")
-        return (
-            f'<figure class="{kind}" title="{escape(name)}"><img src="{data_url(picture)}" width="{_SIDE}" '
-            f'height="{_SIDE}" alt="{kind}: {escape(name)}">'
-            f"<figcaption>{text}<br>{escape('/'.join(Path(name).parts[-2:]))}</figcaption></figure>"
-        )
+        return figure(picture, kind, f"{kind}: {name}", (text, "/".join(Path(name).parts[-2:])), name)
 
     body = []
     for heading, answers in parts.items():
         body.append(f"<h2>{escape(heading)}</h2>")
         for a in answers:
             level = f"level {a.level:.3g}" + (", declined" if a.declined else "")
-            cells = [figure(query_folder / a.name, a.name, "query", level)]
-            cells += [
-                figure(folder / n, n, "near", f"{s:.3f}, level {v:.2g}") for n, s, v in a.neighbours if not a.declined
-            ]
-            body.append(f'<div class="row" tabindex="0" role="group" aria-label="query">{"".join(cells)}</div>')
+            figures = [image(query_folder / a.name, a.name, "query", level)]
+            for name, score, near_level in () if a.declined else a.neighbours:
+                figures.append(image(folder / name, name, "near", f"{score:.3f}, level {near_level:.2g}"))
+            body.append(query_row(figures))
     measure = "cosine" if similarity == "cosine" else "minus the introspective distance"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{STYLE}
-figure {{ width: {_SIDE + 8}px; }}</style></head><body>
-<h1>{escape(title)}</h1>
-<p>Each row: a photograph with its uncertainty level ‖u‖, then those nearest to it, with the {measure} and their
-level.</p>
-{"".join(body)}
-</body></html>
+    intro = f"""<h1>{escape(title)}</h1>
+<p>Each row shows a photograph with its uncertainty level ‖u‖, then the photographs nearest to it. The numbers below
+a neighbour are the {measure} and its own level.</p>
 """
+    return document(title, PICTURE_STYLE, intro + "".join(body), pictures=True)

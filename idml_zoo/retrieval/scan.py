@@ -231,7 +231,7 @@ class Scan:
         return q.new_zeros(len(q), 1) if u is None else torch.linalg.vector_norm(u, dim=1, keepdim=True)
 
     def _score(self, q: Tensor, u: Tensor | None, rows: Tensor, position: Tensor) -> Tensor:
-        """Returns ``(P,)`` exact scores of the block's ``rows`` and the gallery images at ``position`` in tile order."""
+        """Returns ``(P,)`` exact scores of the block's ``rows`` and the gallery images at tile ``position``."""
         out = torch.empty(len(rows), device=rows.device)
         step = max(1, _GATHERED // q.shape[1])
         for start in range(0, len(rows), step):

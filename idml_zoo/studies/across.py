@@ -10,8 +10,8 @@ from scipy.stats import spearmanr
 
 from idml_zoo.models.zoo import EMBEDDED, PUBLISHED
 from idml_zoo.reports.bootstrap import Difference, load_queries
-from idml_zoo.reports.card import markdown_table
 from idml_zoo.reports.leaderboard import percent
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import read_results
 from idml_zoo.studies.figures import level_ratios, title_of
 from idml_zoo.studies.sets import Set, compared, interval, matched_controls, pairs, scores, settings_text

@@ -20,8 +20,8 @@ import yaml
 
 from idml_zoo.registry import benchmarks
 from idml_zoo.reports.blocks import write
-from idml_zoo.reports.card import markdown_table
 from idml_zoo.reports.leaderboard import group, percent
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import Result, read_results
 from idml_zoo.training.config import Config
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from idml_zoo.evaluation.uncertainty import auroc
 from idml_zoo.reports.blocks import write
 from idml_zoo.reports.bootstrap import Difference
-from idml_zoo.reports.card import markdown_table
 from idml_zoo.reports.leaderboard import Row, percent
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import SEVERITIES, Result
 from idml_zoo.studies.across import ACROSS, HEADLINE, introspective_pairs
 from idml_zoo.studies.figures import (

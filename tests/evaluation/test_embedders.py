@@ -9,9 +9,8 @@ from PIL import Image
 
 import idml_zoo
 from idml_zoo.data.transforms import TransformConfig, build_transforms
-from idml_zoo.evaluation.embed import embed
+from idml_zoo.evaluation.embed import MeasuredSplit, embed
 from idml_zoo.evaluation.embedders import as_embedder, as_embedding
-from idml_zoo.evaluation.protocol import MeasuredSplit
 from idml_zoo.reports.leaderboard import build_leaderboard
 
 

@@ -13,14 +13,13 @@ from importlib import resources
 from pathlib import Path
 
 from idml_zoo.reports.bootstrap import load_queries
+from idml_zoo.reports.html import document
 from idml_zoo.reports.leaderboard.pictures import corruption_picture, risk_picture
 from idml_zoo.reports.leaderboard.rows import Row, Section, in_order, percent, pretraining, reported_metrics, title
 from idml_zoo.reports.leaderboard.tables import columns
 from idml_zoo.results import PROTOCOL, Result
 
 _LOW_IS_GOOD = ("aurc", "eaurc", "ece")
-# so that nothing can be fetched
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _ABOUT = """<p><b>Measured</b> rows come from result files of this project's own evaluation: open a row to see its
 evidence. Values are percentages, mean ± sample standard deviation over seeds; one seed has no ±.
 <b>Reported</b> rows (in italics, apart) are what others printed, with their source. The two are never averaged, and a
@@ -60,18 +59,7 @@ def html_page(found: Sequence[Section], root: Path) -> str:
     here = resources.files("idml_zoo.reports.leaderboard")
     style, script = (here.joinpath(n).read_text(encoding="utf-8") for n in ("page.css", "page.js"))
     body = "\n".join(_section(s, root / "results") for s in found) or "<p>No results yet.</p>"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>idml_zoo leaderboard</title>
-<style>
-{style}</style>
-</head>
-<body>
-<a class="skip" href="#tables">Skip to the tables</a>
+    content = f"""<a class="skip" href="#tables">Skip to the tables</a>
 <header>
 <h1>Leaderboard of introspective deep metric learning</h1>
 {_ABOUT.format(key=_KEY)}
@@ -80,12 +68,8 @@ def html_page(found: Sequence[Section], root: Path) -> str:
 {_form(found)}
 <main id="tables">
 {body}
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+</main>"""
+    return document("idml_zoo leaderboard", style, content, script)
 
 
 def _contents(found: Sequence[Section]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from idml_zoo.reports.leaderboard.rows import Row, Section, in_order, percent, pretraining, reported_metrics, title
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import PROTOCOL
 
 SHOWN = ("r_precision", "map@r", "nmi", "auroc_level", "auroc_top1_similarity", "aurc_level", "spearman_severity")
@@ -35,13 +36,6 @@ def columns(rows: Sequence[Row]) -> list[str]:
     """The metrics of the short tables that any of the rows has."""
     present = {m for row in rows for r in row.results for m, v in r.metrics.items() if v is not None}
     return [m for m in in_order(present) if m in SHOWN or m.startswith("recall@")]
-
-
-def _markdown(header: Sequence[str], body: Iterable[Sequence[str]], align: Sequence[str]) -> str:
-    lines = ["| " + " | ".join(header) + " |"]
-    lines.append("|" + "|".join("---:" if a == "right" else "---" for a in align) + "|")
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
-    return "\n".join(lines)
 
 
 def _evidence(row: Row) -> str:
@@ -72,15 +66,15 @@ def _measured_table(rows: Sequence[Row]) -> str:
                 r.protocol.similarity,
             ]
         )
-    return _markdown(header, body, ("right", "left", "left", *["right"] * len(metrics), *["left"] * 4))
+    return markdown_table(header, body, "rll" + "r" * len(metrics) + "llll", tight=True)
 
 
 def _reported_table(rows: Sequence[dict[str, str]]) -> str:
     metrics = reported_metrics(rows)
     body = [[r["method"], *(r[m] or "–" for m in metrics), r["backbone"], r["dim"], r["source"]] for r in rows]
     notes = sorted({r["note"] for r in rows if r["note"]})
-    align = ("left", *["right"] * len(metrics), *["left"] * 3)
-    table = _markdown(["method", *map(title, metrics), "backbone", "dim", "source"], body, align)
+    header = ["method", *map(title, metrics), "backbone", "dim", "source"]
+    table = markdown_table(header, body, "l" + "r" * len(metrics) + "lll", tight=True)
     return table + "".join(f"\n\n{n}" for n in notes)
 
 
