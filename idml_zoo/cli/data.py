@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo.cli.images import add_images, add_root, chosen_images, load_images
+from idml_zoo.cli.arguments import add_images, add_root, chosen_images, load_images
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.folders import MANIFEST
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SUFFIXES = (".png", ".jpg", ".webp")
 
 
-def add_parser(commands: Any) -> None:
+def add_parsers(commands: Any) -> None:
     """Adds ``data`` and its four actions to the command line."""
     parser = commands.add_parser("data", help="find, prepare, verify and look at benchmarks and your own images")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")

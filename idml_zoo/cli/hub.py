@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.cli.model import add_model, open_model
+from idml_zoo.cli.arguments import add_model, open_model
 
 
 def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo.cli.model import positive
+from idml_zoo.cli.arguments import positive
 
 if TYPE_CHECKING:
     from idml_zoo.reports.leaderboard import Row
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PER_QUERY = {"recall@1": "top1", "r_precision": "r_precision", "map@r": "map@r"}
 
 
-def add_parser(commands: Any) -> None:
+def add_parsers(commands: Any) -> None:
     """Adds ``results`` and its actions to the command line."""
     one = commands.add_parser("results", help="show, compare and validate result files")
     actions = one.add_subparsers(dest="action", required=True)

@@ -27,6 +27,7 @@ from idml_zoo.models.limits import MOST_WIDTH, check_side
 from idml_zoo.version import __version__
 
 FORMAT = 2  # 1 had no probe
+_MOST_TAU = 1e30  # far beyond any temperature; a whole number of a file may be too large for a float
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _KEYS = {"format", "idml_zoo", "versions", "model", "transform", "probe", "meta"}
 _MODEL_KEYS = {"backbone", "head", "embedding_dim", "pooling", "head_options", "backbone_options"}
@@ -78,7 +79,9 @@ class Spec:
         transform: its preprocessing.
         probe: what it said of the probe image when it was saved; None in format 1.
         versions: of the packages it was saved with.
-        meta: anything that was saved with it (benchmark, variant, seed, ...).
+        meta: anything else that was saved with it (benchmark, variant, seed, ...).
+        tau: temperature τ > 0 of the introspective metric that the weights were trained with; None where the file has
+            none. The file keeps it in ``meta``, where version 0.1 reads it.
     """
 
     model: dict[str, Any]
@@ -86,8 +89,10 @@ class Spec:
     probe: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    tau: float | None = None
 
     def to_json(self) -> str:
+        """Returns the text of the file."""
         content = {
             "format": FORMAT,
             "idml_zoo": __version__,
@@ -95,7 +100,7 @@ class Spec:
             "model": self.model,
             "transform": self.transform.to_dict(),
             "probe": self.probe,
-            "meta": self.meta,
+            "meta": self.meta if self.tau is None else {**self.meta, "tau": self.tau},
         }
         return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
@@ -212,7 +217,14 @@ def parse_config(text: str, name: str) -> Spec:
         transform = _transform(content["transform"])
     except (TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{name}: {error}") from error
-    return Spec(model, transform, content.get("probe"), content.get("versions", {}), content["meta"])
+    meta = {k: v for k, v in content["meta"].items() if k != "tau"}
+    tau = _temperature(content["meta"].get("tau"))
+    return Spec(model, transform, content.get("probe"), content.get("versions", {}), meta, tau)
+
+
+def _temperature(value: Any) -> float | None:
+    """Returns a file's temperature; None for a value that is not one, which version 0.1 ignored too."""
+    return float(value) if isinstance(value, (int, float)) and 0 < value < _MOST_TAU else None
 
 
 def _same_keys(where: str, found: dict[str, Any], expected: set[str]) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from idml_zoo.files import sha256_of
 from idml_zoo.models.files import CONFIG, WEIGHTS, WeightsError
 
-PREFIX = "hf-hub:"
 LOCAL_WEIGHTS = "IDML_ZOO_WEIGHTS"  # environment: a folder of weights that is looked into before the Hub
 _NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")  # modules of a client's network errors
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from idml_zoo.models.model import IDMLModel
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
-EMBEDDED = Path(__file__).parents[1] / "embedded"  # weights that come with the package, a folder for each model
+EMBEDDED = Path(str(resources.files("idml_zoo") / "embedded"))  # weights in the package, a folder for each model
 
 
 @dataclass(frozen=True)

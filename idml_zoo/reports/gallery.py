@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from idml_zoo.data.split import Split
-from idml_zoo.evaluation.retrieval_metrics import as_labels, positives
+from idml_zoo.evaluation.retrieval_metrics import positives
 from idml_zoo.files import write_file
+from idml_zoo.metric import Metric, accepts_similarity_and_tau, as_metric
 from idml_zoo.registry import unknown_name
 from idml_zoo.reports.html import PICTURE_STYLE, data_uri, document, figure, query_row
 from idml_zoo.retrieval.knn import search
-from idml_zoo.similarity import TAU
-from idml_zoo.types import Embedding
+from idml_zoo.types import Embedding, Neighbours, RetrievalTask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,14 +40,14 @@ class Retrieval:
     Attributes:
         query: its row in the split; ``neighbours``: theirs, nearest first.
         scores: of the neighbours: the cosine, or minus the introspective distance.
-        right: whether each is of the query's class.
+        hit: whether each is of the query's class.
         level: uncertainty ‖u‖ of the query; ``levels``: of the neighbours.
     """
 
     query: int
     neighbours: tuple[int, ...]
     scores: tuple[float, ...]
-    right: tuple[bool, ...]
+    hit: tuple[bool, ...]
     level: float
     levels: tuple[float, ...]
 
@@ -67,24 +68,17 @@ class Gallery:
 
 
 def choose(
-    embedding: Embedding,
-    split: Split,
-    k: int = 8,
-    count: int = 12,
-    similarity: str = "cosine",
-    seed: int = 0,
-    tau: float = TAU,
+    embedding: Embedding, split: Split, k: int = 8, count: int = 12, metric: Metric | str = "cosine", seed: int = 0
 ) -> Gallery:
-    """The queries worth looking at.
+    """Chooses the queries worth looking at.
 
     Args:
         embedding: of the split's N images.
-        split: with labels, and with its queries where it has some; else every image is one.
+        split: with labels, and with its queries where it has some; else every image is a query.
         k: neighbours of each.
         count: queries of each section.
-        similarity: of the search, "cosine" or "introspective".
+        metric: of the search.
         seed: of the random section.
-        tau: temperature of the introspective search.
 
     Returns:
         Sections "Most confident mistakes" (wrong nearest neighbour, lowest level first; by similarity where the model
@@ -98,41 +92,56 @@ def choose(
         raise ValueError(f"k and count must be at least 1, got {k} and {count}")
     if len(embedding) != len(split):
         raise ValueError(f"{len(embedding)} embeddings but {len(split)} images")
-    labels = as_labels(split.labels)
-    within = split.queries is None
-    rows = torch.arange(len(labels)) if split.queries is None else torch.from_numpy(np.flatnonzero(split.queries))
-    known = torch.arange(len(labels)) if split.queries is None else torch.from_numpy(np.flatnonzero(~split.queries))
-    k = min(k, len(known) - within)
-    asked, bank = (embedding, embedding) if within else (embedding[rows], embedding[known])
-    found = search(asked, bank, k, similarity, exclude_self=within, tau=tau)
-    near = known[found.indices]
-    right = labels[near] == labels[rows][:, None]
+    task = split.task(embedding)
+    neighbours = search(
+        task.queries,
+        task.gallery,
+        min(k, len(task.gallery) - task.same_images),
+        metric,
+        exclude_self=task.same_images,
+    )
+    hit = task.gallery_labels[neighbours.indices] == task.query_labels[:, None]
+    counted = (positives(task.query_labels, task.gallery_labels, task.same_images) > 0).numpy()
+    wrong = ~hit[:, 0].numpy()
     level = embedding.level.float()
-    counted = (positives(labels[rows], labels[known], within) > 0).numpy()
-    wrong = ~right[:, 0].numpy()
-    knows = float(level.max() - level.min()) > 0
-
-    def retrieval(i: int) -> Retrieval:
-        places = near[i].tolist()
-        return Retrieval(
-            int(rows[i]),
-            tuple(places),
-            tuple(found.scores[i].tolist()),
-            tuple(right[i].tolist()),
-            float(level[rows[i]]),
-            tuple(level[places].tolist()),
-        )
-
-    doubt = level[rows].numpy() if knows else -found.scores[:, 0].numpy()
-    surest = np.argsort(doubt, kind="stable")
+    has_level = float(level.max() - level.min()) > 0
+    uncertainty = task.queries.level.float().numpy() if has_level else -neighbours.scores[:, 0].numpy()
+    surest = np.argsort(uncertainty, kind="stable")
     sections = {"Most confident mistakes": [i for i in surest if wrong[i] and counted[i]][:count]}
-    if knows:
+    if has_level:
         sections["Most uncertain images"] = [i for i in surest[::-1] if counted[i]][:count]
     drawn = np.random.RandomState(seed).permutation(np.flatnonzero(counted))[:count]
     sections["A random sample"] = sorted(drawn.tolist())
+    retrievals = _Retrievals(task, neighbours, hit, split)
     return Gallery(
-        {h: [retrieval(int(i)) for i in s] for h, s in sections.items()}, wrong[counted], rows.numpy()[counted]
+        {heading: [retrievals.of(int(i)) for i in queries] for heading, queries in sections.items()},
+        wrong[counted],
+        retrievals.query_rows.numpy()[counted],
     )
+
+
+class _Retrievals:
+    """Each query's answer, in rows of the split."""
+
+    def __init__(self, task: RetrievalTask, neighbours: Neighbours, hit: Tensor, split: Split) -> None:
+        self.task, self.neighbours, self.hit = task, neighbours, hit
+        is_query = np.ones(len(split), dtype=bool) if split.queries is None else split.queries
+        in_gallery = is_query if split.queries is None else ~is_query
+        self.query_rows = torch.from_numpy(np.flatnonzero(is_query))
+        self.gallery_rows = torch.from_numpy(np.flatnonzero(in_gallery))
+        self.query_level, self.gallery_level = task.queries.level.float(), task.gallery.level.float()
+
+    def of(self, query: int) -> Retrieval:
+        """Returns the answer of a query, by its number among the queries."""
+        nearest = self.neighbours.indices[query]
+        return Retrieval(
+            int(self.query_rows[query]),
+            tuple(self.gallery_rows[nearest].tolist()),
+            tuple(self.neighbours.scores[query].tolist()),
+            tuple(self.hit[query].tolist()),
+            float(self.query_level[query]),
+            tuple(self.gallery_level[nearest].tolist()),
+        )
 
 
 def _tile(split: Split, row: int, side: int) -> Image:
@@ -156,20 +165,20 @@ def sheet(split: Split, retrievals: Sequence[Retrieval], side: int = _SIDE) -> I
         for j, (row, text) in enumerate(zip((r.query, *r.neighbours), texts, strict=True)):
             left = _GAP + j * step + (_GAP if j else 0)
             out.paste(_tile(split, row, side), (left, top))
-            colour = _GREY if j == 0 else _GREEN if r.right[j - 1] else _RED
+            colour = _GREY if j == 0 else _GREEN if r.hit[j - 1] else _RED
             draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=1 if j == 0 else 4)
             if j:
-                _mark(draw, left + side - 16, top + 4, r.right[j - 1], colour)
+                _mark(draw, left + side - 16, top + 4, r.hit[j - 1], colour)
             draw.text((left, top + side + 2), text, fill="black", font=font)
             name = split.class_names[int(split.labels[row])]
             draw.text((left, top + side + 14), name[: side // 6], fill="#555555", font=font)
     return out
 
 
-def _mark(draw: Any, x: int, y: int, right: bool, colour: str) -> None:
+def _mark(draw: Any, x: int, y: int, hit: bool, colour: str) -> None:
     """A tick or a cross on white, so that colour is not all that tells."""
     draw.rectangle((x, y, x + 12, y + 12), fill="white")
-    if right:
+    if hit:
         draw.line([(x + 2, y + 6), (x + 5, y + 10), (x + 10, y + 2)], fill=colour, width=2)
     else:
         draw.line([(x + 2, y + 2), (x + 10, y + 10)], fill=colour, width=2)
@@ -244,7 +253,7 @@ def html_page(title: str, split: Split, gallery: Gallery, similarity: str, pictu
         rows = []
         for r in retrievals:
             figures = [image(r.query, "query", f"level {r.level:.3g}", f"query, image {r.query}")]
-            for row, score, correct, level in zip(r.neighbours, r.scores, r.right, r.levels, strict=True):
+            for row, score, correct, level in zip(r.neighbours, r.scores, r.hit, r.levels, strict=True):
                 kind, mark = ("right", "✓") if correct else ("wrong", "✗")
                 figures.append(image(row, kind, f"{mark} {score:.3f}", f"image {row}, level {level:.3g}"))
             rows.append(query_row(figures))
@@ -262,6 +271,7 @@ is wrong for {share:.1f} % of {len(gallery.wrong):,} queries.</p>
     return document(title, PICTURE_STYLE, body, pictures=True)
 
 
+@accepts_similarity_and_tau
 def build_gallery(
     embedding: Embedding,
     split: Split,
@@ -270,15 +280,14 @@ def build_gallery(
     title: str = "Gallery",
     k: int = 8,
     count: int = 12,
-    similarity: str = "cosine",
+    metric: Metric | str = "cosine",
     projection: str = "pca",
     seed: int = 0,
-    tau: float = TAU,
 ) -> list[Path]:
     """Writes ``index.html``, one PNG for each section and ``map.png`` into a folder; returns their paths.
 
     Args:
-        embedding, split, k, count, similarity, seed, tau: see :func:`choose`.
+        embedding, split, k, count, metric, seed: see :func:`choose`.
         folder: made where it is missing.
         title: of the page.
         projection: of the map, see :func:`project`.
@@ -288,7 +297,8 @@ def build_gallery(
         FileError: the folder cannot be written to.
     """
     folder = Path(folder)
-    gallery = choose(embedding, split, k, count, similarity, seed, tau)
+    metric = as_metric(metric)
+    gallery = choose(embedding, split, k, count, metric, seed)
     places = project(embedding, projection, seed)
     written = []
     for heading, retrievals in gallery.sections.items():
@@ -299,5 +309,5 @@ def build_gallery(
     level = embedding.level.float().numpy()
     written.append(draw_map(folder / "map.png", places, level, gallery.wrong, gallery.rows, projection))
     page = folder / "index.html"
-    write_file(page, html_page(title, split, gallery, similarity, written[-1]))
+    write_file(page, html_page(title, split, gallery, metric.similarity, written[-1]))
     return [page, *written]

@@ -27,7 +27,7 @@ _INSHOP_URL = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval
 
 def _lazily(module: str, function: str) -> Callable[[Path], Any]:
     """A loader whose module (and numpy with it) is imported when the benchmark is loaded."""
-    return lambda root: getattr(importlib.import_module(f"idml_zoo.data.{module}"), function)(root)
+    return lambda root: getattr(importlib.import_module(f"idml_zoo.data.sets.{module}"), function)(root)
 
 
 def _glyphs(classes: int | None) -> Callable[[Path], Any]:
