@@ -37,9 +37,7 @@ def add_parsers(commands: Any) -> None:
         "images, label, path and split, which the recipes and `datasets` read. Nothing half-written is left behind.",
     )
     add_images(prepared)
-    prepared.add_argument(
-        "--download", action="store_true", help="first get the official archive, if a link still works"
-    )
+    prepared.add_argument("--download", action="store_true", help="first get the official archive, where a link works")
     prepared.add_argument("--archive", nargs="+", default=[], metavar="FILE", help="first extract official archive(s)")
     prepared.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read; list them")
     prepared.add_argument("--allow-leaks", action="store_true", help="accept images that are in train and in test")
@@ -71,7 +69,7 @@ def _list(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("name", "here", "train", "test", "title"):
+    for title in ("name", "state", "train", "test", "title"):
         table.add_column(title, justify="right" if title in ("train", "test") else "left", no_wrap=title != "title")
     for name in benchmarks.names():
         record: Benchmark = benchmarks[name]
