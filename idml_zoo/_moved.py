@@ -67,7 +67,7 @@ class _Alias(importlib.abc.Loader):
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of :data:`MOVED` where nothing else did."""
+    """Finds the modules of :data:`MOVED`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -86,4 +86,4 @@ class Finder(importlib.abc.MetaPathFinder):
 def install() -> None:
     """Makes the old names importable, once."""
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.append(Finder())
+        sys.meta_path.insert(0, Finder())  # before those that would find a submodule of a moved package twice
