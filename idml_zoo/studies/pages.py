@@ -307,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
         draw_risk(measured, pictures / f"{measured.benchmark}-risk.png")
         draw_corruptions(measured, pictures / f"{measured.benchmark}-corruptions.png")
         draw_severity(measured, pictures / f"{measured.benchmark}-severity.png")
-    lines = [(f, a, b, compared(f, f.lines[a].row, f.lines[b].row)["R@1"]) for f, a, b in introspective_pairs(sets)]
+    lines = [(m, a, b, compared(m, m.lines[a].row, m.lines[b].row)["R@1"]) for m, a, b in introspective_pairs(sets)]
     if lines:
         draw_across(lines, pictures / "across.png")
     if args.page == PAGES:
