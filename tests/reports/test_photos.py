@@ -126,11 +126,8 @@ def test_the_command(album, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Nearest, of 13 photographs" in out and " 1.000  copy.png  level" in out and str(page) in out
     text = page.read_text()
-    assert (
-        text.count("<figure") == 3
-        and text.count("data:image/jpeg") == 3
-        and "http" not in text.replace("http-equiv", "")
-    )
+    assert text.count("<figure") == 3 and text.count("data:image/jpeg") == 3
+    assert "http" not in text.replace("http-equiv", "")
     assert (tmp_path / "i").stat().st_size > 13 * 2 * 128 * 4
     # without a query: the copy is found, and each pair told once
     assert main(["search", MODEL, str(album), "--json", "--count", "3"]) == 0
