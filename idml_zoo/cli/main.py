@@ -15,6 +15,7 @@ from idml_zoo.cli import data as cli_data
 from idml_zoo.cli import hub as cli_hub
 from idml_zoo.cli import results as cli_results
 from idml_zoo.cli import search as cli_search
+from idml_zoo.cli import train as cli_train
 from idml_zoo.cli.images import add_images, chosen_images, load_images
 from idml_zoo.cli.model import add_model, add_tau, chosen_tau, open_model, positive
 from idml_zoo.version import __version__
@@ -307,6 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_data.add_parser(commands)
     cli_results.add_parser(commands)
     cli_hub.add_parsers(commands)
+    cli_train.add_parsers(commands)
 
     one = commands.add_parser("analyse", help="draw what uncertainty does to the gradients")
     one.add_argument(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.training.recipes import in_clone, list_recipes, quickstart, recipes_folder
+from idml_zoo.training.recipes import QUICKSTART, in_clone, list_recipes, recipes_folder
 
 
 class _ListRecipes(argparse.Action):
@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser, program: str) -> None:
     """Adds what the loop and ``idml-zoo train`` have in common; ``program`` starts the commands that --list prints."""
     parser.add_argument(
         "--config",
-        default=str(quickstart()),
+        default=QUICKSTART,
         metavar="RECIPE",
-        help="YAML file, or short name of a recipe: cub_resnet50 (default: glyphs_quickstart)",
+        help=f"YAML file, or short name of a recipe: cub_resnet50 (default: {QUICKSTART})",
     )
     parser.add_argument(
         "--list",

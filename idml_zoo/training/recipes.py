@@ -15,6 +15,7 @@ from types import ModuleType
 
 from idml_zoo.variants import variants
 
+QUICKSTART = "glyphs_quickstart"  # the recipe that runs where none is named
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -39,11 +40,6 @@ def in_clone() -> bool:
 def recipe_paths() -> list[Path]:
     """Returns the recipes, sorted by name."""
     return sorted(recipes_folder().glob("*.yaml"))
-
-
-def quickstart() -> Path:
-    """Returns the recipe that runs where none is named."""
-    return recipes_folder() / "glyphs_quickstart.yaml"
 
 
 def find_recipe(name: str | os.PathLike[str], below: str = "") -> Path:

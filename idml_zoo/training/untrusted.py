@@ -34,13 +34,13 @@ def read_recipe(text: str) -> dict[str, Any]:
     """
     if len(text) > _MOST_TEXT:
         raise ResultError(
-            f"its recipe has {len(text):,} characters; one of recipes/train.py has at most {_MOST_TEXT:,}"
+            f"its recipe has {len(text):,} characters; a recipe of `idml-zoo train` has at most {_MOST_TEXT:,}"
         )
     if text.count("[") + text.count("{") > _MOST_BRACKETS:
-        raise ResultError(f"its recipe has more than {_MOST_BRACKETS} brackets; one of recipes/train.py has fewer")
+        raise ResultError(f"its recipe has more than {_MOST_BRACKETS} brackets; a recipe of `idml-zoo train` has fewer")
     try:
         if any(isinstance(t, (yaml.AnchorToken, yaml.AliasToken)) for t in yaml.scan(text, yaml.SafeLoader)):
-            raise ResultError("its recipe has YAML anchors; one of recipes/train.py has none")
+            raise ResultError("its recipe has YAML anchors; a recipe of `idml-zoo train` has none")
         recipe = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ResultError(f"its recipe is no YAML ({str(error)[:200]})") from error
