@@ -15,7 +15,7 @@ from idml_zoo.data.folders import MANIFEST
 from idml_zoo.registry import benchmarks
 
 if TYPE_CHECKING:
-    from idml_zoo.data.check import Report
+    from idml_zoo.data.preparation.check import Report
     from idml_zoo.data.split import Split
 
 _SUFFIXES = (".png", ".jpg", ".webp")
@@ -94,7 +94,7 @@ def _state(record: Benchmark, root: str) -> str:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from idml_zoo.data.prepare import prepare
+    from idml_zoo.data.preparation.prepare import prepare
 
     record = chosen_images(args)
     if record.embedded:
@@ -131,8 +131,8 @@ def _is_there(record: Benchmark, root: str) -> bool:
 
 def _unpack(record: Benchmark, args: argparse.Namespace) -> None:
     """Official archives, given or downloaded, extracted under the data root."""
-    from idml_zoo.data.archives import extract
-    from idml_zoo.data.download import fetch, verify_archive
+    from idml_zoo.data.preparation.archives import extract
+    from idml_zoo.data.preparation.download import fetch, verify_archive
 
     known = {a.name: a for a in record.archives}
     files = [Path(f) for f in args.archive]
@@ -155,7 +155,7 @@ def _unpack(record: Benchmark, args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from idml_zoo.data.check import check_splits
+    from idml_zoo.data.preparation.check import check_splits
 
     record = chosen_images(args)
     splits = load_images(record, args)
@@ -191,7 +191,7 @@ def _print(report: Report) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from idml_zoo.data.sheet import contact_sheet
+    from idml_zoo.data.preparation.sheet import contact_sheet
 
     record = chosen_images(args)
     splits = load_images(record, args)

@@ -15,7 +15,7 @@ from idml_zoo.data.benchmark import Benchmark, table_benchmark
 from idml_zoo.data.classes import class_range
 from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset, decode
-from idml_zoo.data.prepare import prepare
+from idml_zoo.data.preparation.prepare import prepare
 from idml_zoo.data.split import Split, Subset, class_folds, hold_out_classes
 from idml_zoo.data.table import Table, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_transforms
