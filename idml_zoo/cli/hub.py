@@ -91,12 +91,12 @@ def _push(args: argparse.Namespace) -> int:
     from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, WeightsError
     from idml_zoo.models.hub import push, split_name
     from idml_zoo.models.zoo import HUB, LOCAL, create_model
-    from idml_zoo.reports.card import build_card, check_card, own_results
+    from idml_zoo.reports.card import build_card, check_card, results_of_weights
 
     repo, _ = split_name(args.repo)
     folder = _model_folder(args.folder)
     model = create_model(f"{LOCAL}{folder}", pretrained=True)  # strict, with its probe
-    results = own_results(folder, args.leaderboard / "results")
+    results = results_of_weights(folder, args.leaderboard / "results")
     if not results and not args.allow_unmeasured:
         raise WeightsError(
             f"no result under {args.leaderboard / 'results'} is of the weights in {folder}; give their --leaderboard, "

@@ -194,7 +194,7 @@ def _limits(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def own_results(folder: Path, results: Path) -> list[Result]:
+def results_of_weights(folder: Path, results: Path) -> list[Result]:
     """Returns the results that were measured with exactly the weights in ``folder``, cosine search first.
 
     Args:
@@ -210,6 +210,9 @@ def own_results(folder: Path, results: Path) -> list[Result]:
     sha = sha256_of(weights)
     same_weights = [r for r in read_results(results) if r.provenance.weights_sha256 == sha]
     return sorted(same_weights, key=lambda r: (r.protocol.similarity != "cosine", r.benchmark, r.row))
+
+
+own_results = results_of_weights  # the name of version 0.1
 
 
 def build_card(folder: str | Path, results: str | Path, name: str) -> list[Path]:
@@ -229,7 +232,7 @@ def build_card(folder: str | Path, results: str | Path, name: str) -> list[Path]
         FileError: ``folder`` cannot be written to.
     """
     folder = Path(folder)
-    measured = own_results(folder, Path(results))
+    measured = results_of_weights(folder, Path(results))
     for r in measured:
         write_file(r.path(folder / "results"), r.to_json())
     write_file(folder / CARD, model_card(read_config(folder / CONFIG), measured, name))
@@ -251,7 +254,7 @@ def check_card(folder: str | Path) -> list[str]:
     if not path.is_file():
         raise WeightsError(f"no {path}; `idml-zoo card build {folder}` makes one")
     text = path.read_text(encoding="utf-8")
-    measured = own_results(folder, folder / "results")
+    measured = results_of_weights(folder, folder / "results")
     other_weights = [r for r in read_results(folder / "results") if r not in measured]
     name = next((line.split('"')[1] for line in text.splitlines() if "idml_zoo.create_model(" in line), "")
     expected = model_card(read_config(config), measured, name)
