@@ -15,7 +15,7 @@ from idml_zoo.data.folders import MANIFEST
 from idml_zoo.registry import benchmarks
 
 if TYPE_CHECKING:
-    from idml_zoo.data.check import Report
+    from idml_zoo.data.preparation.check import Report
     from idml_zoo.data.split import Split
 
 _SUFFIXES = (".png", ".jpg", ".webp")
@@ -98,7 +98,7 @@ def _state(record: Benchmark, root: str) -> str:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from idml_zoo.data.prepare import prepare
+    from idml_zoo.data.preparation.prepare import prepare
 
     record = chosen_images(args)
     if record.embedded:
@@ -139,8 +139,8 @@ def _extract(record: Benchmark, args: argparse.Namespace) -> None:
     Raises:
         DataError: an archive is missing, damaged, or has no working link.
     """
-    from idml_zoo.data.archives import extract
-    from idml_zoo.data.download import fetch, verify_archive
+    from idml_zoo.data.preparation.archives import extract
+    from idml_zoo.data.preparation.download import fetch, verify_archive
 
     official = {a.name: a for a in record.archives}
     files = [Path(f) for f in args.archive]
@@ -162,7 +162,7 @@ def _extract(record: Benchmark, args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from idml_zoo.data.check import check_splits
+    from idml_zoo.data.preparation.check import check_splits
 
     record = chosen_images(args)
     splits = load_images(record, args)
@@ -199,7 +199,7 @@ def _print(report: Report) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from idml_zoo.data.sheet import contact_sheet
+    from idml_zoo.data.preparation.sheet import contact_sheet
 
     record = chosen_images(args)
     splits = load_images(record, args)

@@ -13,8 +13,25 @@ from idml_zoo.data.errors import DataError
 from idml_zoo.data.folders import MANIFEST, PREPARED
 
 if TYPE_CHECKING:
-    from idml_zoo.data.download import Archive
     from idml_zoo.data.split import Splits
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One official file of a benchmark.
+
+    Attributes:
+        name: of the file, without folders.
+        url: http or https; None where every known link is dead.
+        sha256, md5: hexadecimal, "" where unknown; sha256 is checked if both are known.
+        size: bytes; None where unknown.
+    """
+
+    name: str
+    url: str | None
+    sha256: str = ""
+    md5: str = ""
+    size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -209,8 +209,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
 class DrawnImages(ImageDataset):
     """A split whose augmentation depends on nothing but a seed and the number of the draw.
 
-    Item ``(i, n)``, as :class:`~idml_zoo.data.sampler.Numbered` gives them, is (image i as draw n augments it, label,
-    i): the same with any number of loader workers and processes, and in a run that was interrupted.
+    Item ``(i, n)``, as :class:`~idml_zoo.data.loading.sampler.Numbered` yields them, is (image i as draw n augments it,
+    label, i): the same with any number of loader workers and processes, and in a run that was interrupted.
 
     Args:
         split, transform: as in :class:`ImageDataset`; the transform draws from torch's global generator.

@@ -18,8 +18,7 @@ from idml_zoo.evaluation.embed import Compute, embed_split
 from idml_zoo.evaluation.retrieval_metrics import as_labels, per_query_metrics, positives
 from idml_zoo.evaluation.uncertainty import aurc, auroc, calibration_error, excess_aurc, spearman
 from idml_zoo.metric import Metric, accepts_similarity_and_tau, as_metric
-from idml_zoo.retrieval.knn import ranks, search
-from idml_zoo.retrieval.scan import exact_scores
+from idml_zoo.retrieval.knn import class_margin, positive_ranks, search
 from idml_zoo.types import Embedding, Neighbours, RetrievalTask
 
 CLUSTER_SEEDS = (0, 1, 2)
@@ -71,14 +70,15 @@ def measure(
     by_query = per_query_metrics(neighbours, query_labels, gallery_labels, listed or (1,))
     values = {n: v.numpy() for n, v in by_query.items()}
     if beyond := [n for n in ks if n not in listed]:
-        rank = _best_rank(task, neighbours, counts, metric, backend)
+        rank = positive_ranks(task, neighbours, counts, metric, backend).numpy()
         values |= {f"recall@{n}": np.where(counts > 0, rank <= n, np.nan) for n in beyond}
     metrics: dict[str, float | None] = {f"recall@{n}": float(np.nanmean(values[f"recall@{n}"])) for n in ks}
     metrics |= {n: float(np.nanmean(values[n])) for n in ("r_precision", "map@r")}
 
     counted = (counts > 0).numpy()
     top1 = (gallery_labels[neighbours.indices[:, 0]] == query_labels).numpy()
-    scores = _error_scores(task, neighbours, metric, backend)
+    margin = class_margin(task, neighbours, metric, backend)
+    scores = _error_scores(task, neighbours, margin)
     metrics |= _error_prediction({n: s[counted] for n, s in scores.items()}, ~top1[counted], query_labels[counted])
     if severity is not None:
         metrics["spearman_severity"] = spearman(scores["level"], severity)
@@ -86,10 +86,9 @@ def measure(
     return Measured(metrics, per_query | scores, int((~counted).sum()))
 
 
-def _error_scores(task: RetrievalTask, neighbours: Neighbours, metric: Metric, backend: str) -> dict[str, np.ndarray]:
+def _error_scores(task: RetrievalTask, neighbours: Neighbours, margin: Tensor) -> dict[str, np.ndarray]:
     """Returns the scores that may predict a wrong nearest neighbour, ``(Q,)`` float32 each, larger = less sure."""
-    scores = {"level": task.queries.level, "top1_similarity": -neighbours.scores[:, 0]}
-    scores["margin"] = -_class_margin(task, neighbours, metric, backend)
+    scores = {"level": task.queries.level, "top1_similarity": -neighbours.scores[:, 0], "margin": -margin}
     if task.queries.semantic_norm is not None:
         scores["semantic_norm"] = -task.queries.semantic_norm
     return {n: s.float().cpu().numpy() for n, s in scores.items()}
@@ -104,60 +103,6 @@ def _error_prediction(scores: dict[str, np.ndarray], wrong: np.ndarray, labels: 
         metrics[f"eaurc_{name}"] = excess_aurc(score, wrong)
         metrics[f"ece_{name}"] = calibration_error(score, wrong, labels.numpy())
     return metrics
-
-
-def _best_rank(task: RetrievalTask, neighbours: Neighbours, counts: Tensor, metric: Metric, backend: str) -> np.ndarray:
-    """Returns the ``(Q,)`` rank of each query's nearest positive: read from the list, or counted where it lies beyond.
-
-    Args:
-        task, metric, backend: of the search.
-        neighbours: its answer.
-        counts: ``(Q,)`` positives of each query.
-    """
-    queries, gallery, labels = task.queries, task.gallery, task.gallery_labels
-    correct = labels[neighbours.indices] == task.query_labels[:, None]
-    best = torch.where(correct.any(1), correct.int().argmax(1) + 1, len(labels))
-    rows = (~correct.any(1) & (counts > 0)).nonzero().squeeze(1)
-    order = labels.argsort(stable=True)
-    first = torch.searchsorted(labels[order], task.query_labels[rows])
-    count = torch.searchsorted(labels[order], task.query_labels[rows], right=True) - first
-    score, column = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
-    for i in range(int(count.max()) if len(rows) else 0):  # of equal scores, the first in the gallery stays
-        pairs = (i < count).nonzero().squeeze(1)
-        positive = order[first[pairs] + i]
-        u, v = (queries.uncertainty, gallery.uncertainty) if metric.introspective else (None, None)
-        query_u, gallery_u = (None if t is None else t[r].float() for t, r in ((u, rows[pairs]), (v, positive)))
-        semantic = queries.semantic[rows[pairs]].float(), gallery.semantic[positive].float()
-        positive_score = exact_scores(*semantic, query_u, gallery_u, metric.tau).cpu()
-        if task.same_images:
-            positive_score = positive_score.masked_fill(positive == rows[pairs], -torch.inf)
-        nearer = positive_score > score[pairs]
-        score[pairs[nearer]], column[pairs[nearer]] = positive_score[nearer], positive[nearer]
-    best[rows] = ranks(queries, gallery, rows, column, metric, task.same_images, backend)
-    return best.numpy()
-
-
-def _class_margin(task: RetrievalTask, neighbours: Neighbours, metric: Metric, backend: str) -> Tensor:
-    """Returns ``(Q,)`` how much nearer the nearest image is than the nearest of another class; 0 where there is none.
-
-    The list may hold a single class: one of the gallery that is larger than the query's. Then the rest is searched.
-    """
-    labels = task.gallery_labels
-    classes = labels[neighbours.indices]
-    other = classes != classes[:, :1]
-    second = neighbours.scores.gather(1, other.int().argmax(1, keepdim=True)).squeeze(1)
-    single = ~other.any(1)
-    second[single] = neighbours.scores[single, 0]
-    for label in classes[single, 0].unique():
-        rows = (single & (classes[:, 0] == label)).nonzero().squeeze(1)
-        rest = (labels != label).nonzero().squeeze(1)
-        if len(rest):
-            itself = neighbours.excludes_self  # the query is among the rest where the list is of another class
-            queries, gallery = task.queries[rows], task.gallery[rest]
-            near = search(queries, gallery, min(1 + itself, len(rest)), metric, backend=backend)
-            scores = near.scores.masked_fill(itself & (rest[near.indices] == rows[:, None]), -torch.inf).amax(1)
-            second[rows] = scores.where(scores.isfinite(), second[rows])
-    return neighbours.scores[:, 0] - second
 
 
 def corruption_curves(

@@ -17,7 +17,7 @@ from torch import Tensor
 from idml_zoo.metric import Metric, accepts_similarity_and_tau, as_metric
 from idml_zoo.registry import unknown_name
 from idml_zoo.retrieval.scan import Scan, ordered
-from idml_zoo.types import Embedding, Neighbours
+from idml_zoo.types import Embedding, Neighbours, RetrievalTask
 
 BACKENDS = ("auto", "half", "float32")
 _SCANNED = 1 << 25  # scores of a scan held at once
@@ -151,13 +151,74 @@ def ranks(
     """
     (q, query_u), (g, gallery_u) = (_tensors(e, metric) for e in (queries, gallery))
     scan = Scan(g, gallery_u, metric.tau, scan_dtype(backend, q.device))
+    return _ranks(scan, q, query_u, rows, columns, exclude_self)
+
+
+def _ranks(scan: Scan, q: Tensor, query_u: Tensor | None, rows: Tensor, columns: Tensor, exclude_self: bool) -> Tensor:
     rows, columns = rows.to(q.device), columns.to(q.device)
     parts = [torch.empty(0, dtype=torch.int64)]
-    for part in _blocks(torch.arange(len(rows), device=queries.device), 4 * len(gallery)):
+    for part in _blocks(torch.arange(len(rows), device=q.device), 4 * len(scan.gallery)):
         row = rows[part]
         u = None if query_u is None else query_u[row]
         parts.append(scan.rank(q[row], columns[part], u, row if exclude_self else None).cpu())
     return torch.cat(parts)
+
+
+def positive_ranks(
+    task: RetrievalTask, neighbours: Neighbours, counts: Tensor, metric: Metric, backend: str = "auto"
+) -> Tensor:
+    """Returns the ``(Q,)`` rank of each query's nearest positive: read from the list, or counted where it lies beyond.
+
+    Args:
+        task, metric, backend: of the search.
+        neighbours: its answer.
+        counts: ``(Q,)`` positives of each query; without any, the rank is the size of the gallery.
+    """
+    labels = task.gallery_labels
+    correct = labels[neighbours.indices] == task.query_labels[:, None]
+    best = torch.where(correct.any(1), correct.int().argmax(1) + 1, len(labels))
+    rows = (~correct.any(1) & (counts > 0)).nonzero().squeeze(1)
+    if not len(rows):
+        return best
+    (q, query_u), (g, gallery_u) = (_tensors(e, metric) for e in (task.queries, task.gallery))
+    scan = Scan(g, gallery_u, metric.tau, scan_dtype(backend, q.device))
+    order = labels.argsort(stable=True)
+    first = torch.searchsorted(labels[order], task.query_labels[rows])
+    count = torch.searchsorted(labels[order], task.query_labels[rows], right=True) - first
+    score, column = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
+    for i in range(int(count.max())):  # of equal scores, the first in the gallery stays
+        pairs = (i < count).nonzero().squeeze(1)
+        positive = order[first[pairs] + i]
+        positive_score = scan.exact(q, query_u, rows[pairs].to(q.device), positive.to(q.device)).cpu()
+        if task.same_images:
+            positive_score = positive_score.masked_fill(positive == rows[pairs], -torch.inf)
+        nearer = positive_score > score[pairs]
+        score[pairs[nearer]], column[pairs[nearer]] = positive_score[nearer], positive[nearer]
+    best[rows] = _ranks(scan, q, query_u, rows, column, task.same_images)
+    return best
+
+
+def class_margin(task: RetrievalTask, neighbours: Neighbours, metric: Metric, backend: str = "auto") -> Tensor:
+    """Returns ``(Q,)`` how much nearer the nearest image is than the nearest of another class; 0 where there is none.
+
+    The list may hold a single class: one of the gallery that is larger than the query's. Then the rest is searched.
+    """
+    labels = task.gallery_labels
+    classes = labels[neighbours.indices]
+    other = classes != classes[:, :1]
+    second = neighbours.scores.gather(1, other.int().argmax(1, keepdim=True)).squeeze(1)
+    single = ~other.any(1)
+    second[single] = neighbours.scores[single, 0]
+    for label in classes[single, 0].unique():
+        rows = (single & (classes[:, 0] == label)).nonzero().squeeze(1)
+        rest = (labels != label).nonzero().squeeze(1)
+        if len(rest):
+            itself = neighbours.excludes_self  # the query is among the rest where the list is of another class
+            queries, gallery = task.queries[rows], task.gallery[rest]
+            near = search(queries, gallery, min(1 + itself, len(rest)), metric, backend=backend)
+            scores = near.scores.masked_fill(itself & (rest[near.indices] == rows[:, None]), -torch.inf).amax(1)
+            second[rows] = scores.where(scores.isfinite(), second[rows])
+    return neighbours.scores[:, 0] - second
 
 
 def _blocks(rows: Tensor, width: int) -> tuple[Tensor, ...]:

@@ -226,6 +226,10 @@ class Scan:
         before = (exact > score[row, 0]) | ((exact == score[row, 0]) & (index < columns[row]))
         return rank.index_add_(0, row[before], torch.ones_like(row[before]))
 
+    def exact(self, q: Tensor, u: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+        """Returns ``(P,)`` exact scores of pairs: ``rows`` of the queries q, with uncertainty u, and gallery images."""
+        return self._score(q, u, rows, self.position[columns])
+
     @staticmethod
     def _level(q: Tensor, u: Tensor | None) -> Tensor:
         return q.new_zeros(len(q), 1) if u is None else torch.linalg.vector_norm(u, dim=1, keepdim=True)

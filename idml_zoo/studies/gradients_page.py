@@ -25,7 +25,7 @@ from idml_zoo.reports.leaderboard import group, percent
 from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import Result, read_results
 from idml_zoo.studies.pages import report_outdated
-from idml_zoo.training.config import Config
+from idml_zoo.training.config import DEFAULTS
 
 HERE = Path(__file__).parents[2] / "docs"
 PAGE, FIGURE = HERE / "gradients.md", HERE / "gradients" / "pace.png"
@@ -114,7 +114,7 @@ def trials_table(folder: Path = TRIALS) -> str:
     for row in sorted(group(read_results(folder)), key=lambda r: (r.first.model.variant, r.first.row)):
         recipe = yaml.safe_load(row.first.provenance.recipe or "")
         setting = ["u_p learned" if recipe["proxy_uncertainty"] == "learned" else "u_p = 0"]
-        setting += [f"{t}{recipe[k]:g}" for k, t in keys.items() if recipe[k] != getattr(Config, k)]
+        setting += [f"{t}{recipe[k]:g}" for k, t in keys.items() if recipe[k] != DEFAULTS[k]]
         cells = [f"`{row.first.model.variant}`", ", ".join(setting), str(len(row.results))]
         lines.append([*cells, *(percent(row.values(m)) for m in COLUMNS.values())])
     return markdown_table(["variant", "setting", "seeds", *COLUMNS], lines)

@@ -1,8 +1,7 @@
-"""Never lose work: checkpoints that are whole or not there, found again by the same command, and a polite SIGTERM."""
+"""Checkpoints, which are on the disk whole or not at all, and requests to stop, which write one first."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import signal
@@ -16,21 +15,16 @@ import numpy as np
 import torch
 
 from idml_zoo.files import sha256_of
-from idml_zoo.training.config import Config, ConfigError
-from idml_zoo.training.sharding import spread, whole
+from idml_zoo.training.config import DEFAULTS, Config, ConfigError
+from idml_zoo.training.sharding import full_state, shard_state
 
 FORMAT = 1
 KEPT = 2  # the newest, and one in case that turns out to be damaged
-STOPPED = 143  # exit status of a run that was asked to stop: 128 + SIGTERM
-# What may change between two halves of a run: where things lie and how they are done, not what is trained.
+# What may change between two halves of a run: where files lie and how it is computed, not what is trained.
 HARMLESS = {
     *("data_root", "workers", "threads", "log_every", "output", "leaderboard", "resume", "checkpoint_every"),
     *("evaluate_untrained", "profile_steps", "tracker", "similarity", "corruptions", "shard"),
 }
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and has saved where it was."""
 
 
 def write(folder: Path, state: dict[str, Any]) -> Path:
@@ -41,7 +35,7 @@ def write(folder: Path, state: dict[str, Any]) -> Path:
         state: tensors, numbers, texts, lists and dictionaries; with "step".
 
     Raises:
-        OSError: no space, no right: what was there before is still there.
+        OSError: no space, or no permission; the checkpoints from before are still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"part-{os.getpid()}"
@@ -57,14 +51,14 @@ def write(folder: Path, state: dict[str, Any]) -> Path:
     finally:
         part.unlink(missing_ok=True)
     _sync(folder)
-    for old in _found(folder)[KEPT:]:
+    for old in _newest_first(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
 
 
 def read(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole; None where there is none. ``warn`` is told of those that are not."""
-    for path in _found(folder):
+    """Returns the newest checkpoint that is whole, or None; ``warn`` is called with a line for each damaged one."""
+    for path in _newest_first(folder):
         if _digest(path) != path.stem.partition("-")[2]:
             warn(f"{path} is damaged (its hash is another) and left aside")
             continue
@@ -84,8 +78,8 @@ def clear(folder: Path) -> None:
         folder.rmdir()
 
 
-def _found(folder: Path) -> list[Path]:
-    """Newest first, by the step in the name: a clock may go backwards."""
+def _newest_first(folder: Path) -> list[Path]:
+    """Returns the checkpoints, newest first by the step in the name: a clock may go backwards."""
     return sorted(folder.glob("step*-*.pt"), key=lambda p: (p.name.partition("-")[0], p.stat().st_mtime), reverse=True)
 
 
@@ -94,7 +88,7 @@ def _digest(path: Path) -> str:
 
 
 def _sync(folder: Path) -> None:
-    """The name, too, must be on the disk."""
+    """Writes the names in a folder to the disk, beside the content of its files."""
     if os.name == "nt":  # Windows opens no folders
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -105,12 +99,14 @@ def _sync(folder: Path) -> None:
 
 
 def check_config(config: Config, saved: dict[str, Any], folder: Path) -> list[str]:
-    """What has changed since a checkpoint, as lines, where that is harmless; a key newer than it had its default.
+    """Returns the harmless changes of the configuration since a checkpoint, as lines.
+
+    A key that is newer than the checkpoint had its default then.
 
     Raises:
-        ConfigError: where it would be another training.
+        ConfigError: a change that would make it another training.
     """
-    now, saved = dataclasses.asdict(config), dataclasses.asdict(Config()) | saved
+    now, saved = config.flat(), DEFAULTS | saved
     changed = {k: (saved.get(k), now.get(k)) for k in sorted(saved.keys() | now.keys()) if saved.get(k) != now.get(k)}
     lines = [f"{k}: {old!r} → {new!r}" for k, (old, new) in changed.items()]
     if refused := [line for k, line in zip(changed, lines, strict=True) if k not in HARMLESS]:
@@ -122,25 +118,25 @@ def check_config(config: Config, saved: dict[str, Any], folder: Path) -> list[st
 
 
 def states(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of modules, optimisers, schedulers, scalers and generators by name; of None it is None.
+    """Returns the states of modules, optimisers, schedulers, scalers and generators by name; that of None is None.
 
-    What is sharded is put together: all processes must call then, and a checkpoint does not depend on their number.
+    Shards are gathered, so that a checkpoint does not depend on the number of processes: all must call then.
     """
-    taken = {k: p.get_state() if isinstance(p, torch.Generator) else p and p.state_dict() for k, p in parts.items()}
-    return whole(taken)
+    collected = {k: p.get_state() if isinstance(p, torch.Generator) else p and p.state_dict() for k, p in parts.items()}
+    return full_state(collected)
 
 
 def restore(parts: Mapping[str, Any], saved: dict[str, Any]) -> None:
-    """Gives each of the parts the state that :func:`states` took."""
+    """Loads into each of the parts its state from :func:`states`."""
     for name, part in parts.items():
         if isinstance(part, torch.Generator):
             part.set_state(saved[name])
         elif part is not None and saved[name] is not None:
-            part.load_state_dict(spread(saved[name], part))
+            part.load_state_dict(shard_state(saved[name], part))
 
 
 def rng_state() -> dict[str, Any]:
-    """Every generator of this process."""
+    """Returns the state of every random generator of this process."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     version, numbers, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -154,7 +150,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Sets every generator of this process to what :func:`rng_state` gave."""
+    """Sets every random generator of this process to a state from :func:`rng_state`."""
     torch.set_rng_state(state["torch"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
@@ -164,14 +160,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-class Asked:
-    """Whether somebody has asked to stop, by SIGTERM or Ctrl-C; a second Ctrl-C stops at once. A context manager."""
+class StopRequest:
+    """True once somebody has asked to stop, by SIGTERM or Ctrl-C; a second Ctrl-C stops at once. A context manager."""
 
     def __init__(self) -> None:
         self.flag = threading.Event()
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Asked:
+    def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)

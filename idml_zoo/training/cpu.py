@@ -1,4 +1,4 @@
-"""What a CPU needs to run at its speed."""
+"""Memory and threads on a CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def keep_memory() -> None:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,6 +1,7 @@
 """Low-rank adaptation of a backbone (LoRA: Hu et al., ICLR 2022, arXiv:2106.09685): W + (α/r)·B·A, and only A, B learn.
 
-For backbones that are too large to train whole. What is saved has W + (α/r)·B·A in W's place: a network like any other.
+It is for backbones that are too large to train whole. The saved weights hold W + (α/r)·B·A in W's place, so that the
+network loads like any other.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class LowRank(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What backbones that multiply by themselves (Swin v2, BEiT, EVA) ask the layer for."""
+        """The merged weight, for backbones that multiply by themselves (Swin v2, BEiT, EVA)."""
         return self.merged()
 
     @property
@@ -45,15 +46,15 @@ class LowRank(nn.Module):
         return whole
 
     def merged(self) -> Tensor:
-        """``out × in``: the weight of the one layer that does the same."""
+        """Returns the weight ``(out, in)`` of the one layer that computes the same."""
         return self.layer.weight + self.scale * self.up @ self.down
 
 
 def add_lora(model: IDMLModel, rank: int, alpha: float, targets: str) -> list[str]:
-    """Freezes the backbone, and adapts those of its linear layers whose name the regular expression finds; their names.
+    """Freezes the backbone and adapts the linear layers whose name ``targets`` finds; returns their names.
 
     Raises:
-        ConfigError: it finds none.
+        ConfigError: the regular expression finds none.
     """
     linear = [n for n, m in model.backbone.named_modules() if isinstance(m, nn.Linear)]
     chosen = [n for n in linear if re.search(targets, n)]

@@ -1,114 +1,151 @@
-"""What a run says while it goes: its log, warnings, and when it had better stop."""
+"""Watches a run: its log, its checkpoints, requests to stop, and losses or embeddings that are of no use."""
 
 from __future__ import annotations
 
-import csv
-import os
+import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from accelerate.utils import gather_object
+from torch import Tensor
 
-import idml_zoo
-from idml_zoo.files import write_file
-from idml_zoo.training.recipes import recipes_folder
+from idml_zoo.training import checkpoints
+from idml_zoo.training.console import progress_bar, warn
+from idml_zoo.training.errors import Stopped, TrainingError
+from idml_zoo.training.log import append_row, peak_memory, profiled
+from idml_zoo.training.run import Run, State
+from idml_zoo.training.sharding import unsharded
 from idml_zoo.types import Embedding
 
-console = Console(stderr=True)
 
+class Monitor:
+    """Watches one run from its first step to its last. A context manager.
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on: a loss that is not finite, or a network that has collapsed."""
-
-
-def warn(text: str) -> None:
-    console.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
-
-
-def warn_of_other_package() -> None:
-    """A warning where the package that is imported is not the one beside these recipes: a second clone, mostly."""
-    beside, used = recipes_folder().resolve().parent, Path(idml_zoo.__file__).resolve().parents[1]
-    if used != beside and (beside / "idml_zoo").is_dir():
-        warn(f"idml_zoo is imported from {used}, not from {beside}: results name its commit. PYTHONPATH={beside} helps")
-
-
-def progress_bar(shown: bool) -> Progress:
-    """Steps, time left, rate and loss."""
-    return Progress(
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.3f}"),
-        console=console,
-        disable=not shown,
-    )
-
-
-def make_folder(folder: Path) -> Path:
-    """The folder itself, made if it is not there; OSError with the fix where it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error.strerror}); choose another output=") from error
-    return folder
-
-
-def append_row(path: Path, entry: dict[str, Any]) -> None:
-    """Adds a line to a CSV, after a header where the file is new; closed at once, so that a killed run keeps it.
-
-    A full disk costs the line, not the run.
+    Every method may raise TrainingError where nothing useful is learned any more, and Stopped after a request to stop,
+    with a checkpoint written.
     """
-    try:
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if not file.tell():
-                writer.writerow(entry)
-            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in entry.values()])
-    except OSError as error:
-        warn(f"a line of {path} is not written ({error.strerror}); training goes on")
+
+    def __init__(self, run: Run, state: State) -> None:
+        self.run, self.state = run, state
+        self._started = time.perf_counter() - state.seconds
+        # steps whose loss was not finite: counted on the device, and read only where the log waits for it anyway
+        self._not_finite = torch.zeros((), device=run.accelerator.device)
+
+    def __enter__(self) -> Monitor:
+        run, state = self.run, self.state
+        with ExitStack() as stack:
+            self._bar = stack.enter_context(progress_bar(run.main))
+            self._stop = stack.enter_context(checkpoints.StopRequest())
+            steps = run.config.hardware.profile_steps if run.main else 0
+            self._profiler = stack.enter_context(profiled(steps, run.folder))
+            self._stack = stack.pop_all()
+        self._task = self._bar.add_task(
+            "train", total=run.last_step, completed=state.step, epoch=state.epoch, rate=0.0, loss=float("nan")
+        )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+        self._read_clock()
+
+    def timed(self, batches: Iterator[Any]) -> TimedBatches:
+        """Returns the batches of an epoch, with a clock for the time that training waits for them."""
+        self._batches, self._tick, self._images = TimedBatches(batches), time.perf_counter(), 0
+        return self._batches
+
+    def after_step(self, loss: Tensor, embedding: Embedding, labels: Tensor, images: int) -> None:
+        """Logs the step, writes a checkpoint, and stops, each where it is due.
+
+        Args:
+            loss: of the whole batch.
+            embedding: of the last piece of the batch, from all processes.
+            labels: of the same images.
+            images: how many this process has gone through.
+        """
+        run, state = self.run, self.state
+        self._not_finite += ~torch.isfinite(loss)
+        self._profiler.step()
+        self._images += images * run.world
+        if logged := state.step % run.config.log_every == 0 or state.step in (1, run.last_step):
+            self._log(loss, embedding, labels)
+        self._bar.update(self._task, advance=1, epoch=state.epoch + 1)
+        # several processes look together, where they wait anyway
+        stop = bool(self._stop) if run.world == 1 else logged and any(gather_object([bool(self._stop)]))
+        due = run.config.checkpoint_every and state.step % run.config.checkpoint_every == 0
+        if state.batch < run.loading.steps and (stop or due):
+            self._save()
+            if stop:
+                raise Stopped(f"stopped after step {state.step}; the same command goes on from there")
+
+    def after_epoch(self) -> None:
+        """Writes a checkpoint, and stops where somebody has asked for it."""
+        run, state = self.run, self.state
+        self._save()
+        stop = bool(self._stop) if run.world == 1 else any(gather_object([bool(self._stop)]))
+        if stop and state.epoch < run.config.optimizer.epochs:
+            raise Stopped(f"stopped after epoch {state.epoch}; the same command goes on from there")
+
+    def check_losses(self) -> None:
+        """Raises TrainingError where a loss was not finite."""
+        if self._not_finite.item():
+            raise TrainingError(
+                f"the loss was not finite in {int(self._not_finite.item())} of the steps up to {self.state.step}; "
+                f"lower lr (now {self.run.config.optimizer.lr:g}) or raise tau. {self.run.saved_files()}"
+            )
+
+    def _log(self, loss: Tensor, embedding: Embedding, labels: Tensor) -> None:
+        """Writes a line of the log, after looking whether anything is learned still."""
+        run, state = self.run, self.state
+        value = loss.item()  # the one place that waits for the device
+        self.check_losses()
+        seconds = time.perf_counter() - self._tick
+        rates = {"images_per_second": self._images / seconds, "waiting": self._batches.read_seconds() / seconds}
+        with unsharded(run.criterion):
+            state.statistics = {k: v.item() for k, v in run.criterion.statistics(embedding, labels).items()}
+        if problem := diagnose(state.statistics, embedding, run.variant.has_level):
+            raise TrainingError(
+                f"{problem}, at step {state.step}; lower lr (now {run.config.optimizer.lr:g}) or its multipliers. "
+                f"{run.saved_files()}"
+            )
+        if run.main:
+            lr = run.optimizer.param_groups[0]["lr"]
+            entry = {"epoch": state.epoch + 1, "step": state.step, "loss": value, "lr": lr, **rates}
+            entry |= {"gib": peak_memory(run.accelerator.device)} | state.statistics
+            append_row(run.log, entry)
+            run.accelerator.log(entry, step=state.step)
+        self._bar.update(self._task, rate=rates["images_per_second"], loss=value)
+        self._tick, self._images = time.perf_counter(), 0
+
+    def _save(self) -> None:
+        """Writes a checkpoint, from all processes; a full disk is no reason to lose what is in memory."""
+        run, state = self.run, self.state
+        generators = gather_object([checkpoints.rng_state()])
+        self.check_losses()
+        states = checkpoints.states(run.stateful()) if run.main or run.sharded else {}
+        if not run.main:
+            return
+        self._read_clock()
+        content = {"config": run.config.flat(), **dataclasses.asdict(state), "rng": generators, **states}
+        try:
+            checkpoints.write(run.checkpoints, content)
+        except OSError as error:
+            warn(f"no checkpoint after step {state.step} ({error}); the one before is kept, and training goes on")
+
+    def _read_clock(self) -> None:
+        """Writes the seconds of training, over interruptions, into the state."""
+        self.state.seconds = time.perf_counter() - self._started
 
 
-def keep_rows(path: Path, last: int) -> None:
-    """Leaves a log's rows up to a step: what a killed run has logged since its checkpoint will come again."""
-    header, *rows = (path.read_text(encoding="utf-8") if path.exists() else "").splitlines() or [""]
-    names = header.split(",")
-    if "step" not in names:  # empty, or cut off: begun anew
-        path.unlink(missing_ok=True)
-        return
-    cells = [(row, row.split(",")) for row in rows if row.count(",") == header.count(",")]
-    whole = [row for row, c in cells if c[names.index("step")].isdigit() and int(c[names.index("step")]) <= last]
-    write_file(path, "\n".join([header, *whole]) + "\n")
-
-
-def diagnosis(statistics: dict[str, float], embedding: Embedding, has_uncertainty: bool) -> str:
-    """What is wrong with a batch's embeddings, if they are of no use any more; else an empty text."""
-    alike = float(embedding.semantic.detach().float().mean(0).square().sum())  # mean cosine over all pairs
-    if alike > 0.9999:
-        return f"all embeddings are alike (mean cosine {alike:.5f}): the network has collapsed"
-    level = statistics.get("level", 0.0)
-    if level > 1e4:
-        return f"the uncertainty has exploded (mean level {level:.3g})"
-    if has_uncertainty and level < 1e-7:
-        return f"the uncertainty is dead (mean level {level:.3g}), and nothing brings it back"
-    return ""
-
-
-class Waiting:
-    """An iterator that knows how long one has waited for it."""
+class TimedBatches:
+    """An iterator that measures how long training has waited for it."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches, self.seconds = batches, 0.0
 
-    def __iter__(self) -> Waiting:
+    def __iter__(self) -> TimedBatches:
         return self
 
     def __next__(self) -> Any:
@@ -116,47 +153,25 @@ class Waiting:
         try:
             return next(self.batches)
         except (ConnectionError, EOFError):  # of a lost loader process; torch hears of it by a signal, a little later,
-            time.sleep(5)  # and says which one in an error that ends this
+            time.sleep(5)  # and names it in an error that ends this
             raise
         finally:
             self.seconds += time.perf_counter() - start
 
-    def take(self) -> float:
-        """Seconds since it was asked last."""
+    def read_seconds(self) -> float:
+        """Returns the seconds since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
 
-def memory(device: torch.device) -> float:
-    """The most that this process has held so far, in GiB: on a GPU there, else in main memory (Windows: NaN)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-class _NoProfile:
-    def step(self) -> None:
-        """Nothing is measured."""
-
-
-@contextmanager
-def profiled(steps: int, folder: Path) -> Iterator[Any]:
-    """torch's profiler over some steps, after two to warm up; writes ``profile.txt`` and ``trace.json``."""
-    if not steps:
-        yield _NoProfile()
-        return
-    from torch.profiler import ProfilerActivity, profile, schedule
-
-    def write(found: Any) -> None:
-        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        write_file(folder / "profile.txt", found.key_averages().table(sort_by=by, row_limit=40))
-        found.export_chrome_trace(str(folder / "trace.json"))
-
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    plan = schedule(wait=1, warmup=1, active=steps, repeat=1)
-    with profile(activities=kinds, schedule=plan, on_trace_ready=write, acc_events=True) as profiler:
-        yield profiler
+def diagnose(statistics: dict[str, float], embedding: Embedding, has_uncertainty: bool) -> str:
+    """Returns what makes a batch's embeddings useless, or an empty text."""
+    mean_cosine = float(embedding.semantic.detach().float().mean(0).square().sum())  # over all pairs
+    if mean_cosine > 0.9999:
+        return f"all embeddings are alike (mean cosine {mean_cosine:.5f}): the network has collapsed"
+    level = statistics.get("level", 0.0)
+    if level > 1e4:
+        return f"the uncertainty has exploded (mean level {level:.3g})"
+    if has_uncertainty and level < 1e-7:
+        return f"the uncertainty is dead (mean level {level:.3g}), and nothing brings it back"
+    return ""

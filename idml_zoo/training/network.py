@@ -1,4 +1,4 @@
-"""From a configuration to a network: what it is, what of it trains, and at which rate."""
+"""Builds the network from a configuration: what it is, which parts train, and at which rate."""
 
 from __future__ import annotations
 
@@ -11,64 +11,74 @@ from torch import Tensor, nn
 import idml_zoo
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.split import Split
+from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.embed import embed
 from idml_zoo.models.heads import FeaturesHead
 from idml_zoo.models.model import IDMLModel
-from idml_zoo.training.config import Config, ConfigError
+from idml_zoo.training.config import ConfigError, DataConfig, NetworkConfig, OptimizerConfig
 from idml_zoo.types import Embedding
 from idml_zoo.variants import Variant
 
 
-def build_model(config: Config, benchmark: Benchmark, variant: Variant) -> IDMLModel:
-    """The network with its preprocessing: the backbone's, then the benchmark's, then the configuration's wishes."""
-    options = {"uncertainty_input": config.uncertainty_input, "initial_level": config.initial_level}
-    model = idml_zoo.create_model(
+def build_model(network: NetworkConfig, variant: Variant) -> IDMLModel:
+    """Returns the network, with the preprocessing of its backbone."""
+    options = {"uncertainty_input": network.uncertainty_input, "initial_level": network.initial_level}
+    return idml_zoo.create_model(
         variant.head,
-        backbone=config.backbone,
-        embedding_dim=config.embedding_dim,
-        backbone_pretrained=config.backbone_weights,
-        pooling=config.pooling or None,
+        backbone=network.backbone,
+        embedding_dim=network.embedding_dim,
+        backbone_pretrained=network.backbone_weights,
+        pooling=network.pooling or None,
         head_options=options if variant.head == "idml" else None,
-        **config.backbone_options,
+        **network.backbone_options,
     )
-    model.transform = model.transform.replace(**benchmark.transform)
-    model.transform = model.transform.replace(
-        image_size=config.image_size,
-        crop_fraction=config.crop_fraction,
-        scale=config.random_crop_scale,
-        flip=config.flip,
-    )
-    return model
 
 
-def parameter_groups(config: Config, model: IDMLModel, criterion: nn.Module) -> list[dict[str, Any]]:
-    """Backbone and semantic head at lr; uncertainty at its multiple; proxies at theirs (100 in the authors' code)."""
+def adapt_transform(transform: TransformConfig, benchmark: Benchmark, data: DataConfig) -> TransformConfig:
+    """Returns the backbone's preprocessing, changed by the benchmark and then by the configuration."""
+    return transform.replace(**benchmark.transform).replace(
+        image_size=data.image_size,
+        crop_fraction=data.crop_fraction,
+        scale=data.random_crop_scale,
+        flip=data.flip,
+    )
+
+
+def parameter_groups(optimizer: OptimizerConfig, model: IDMLModel, criterion: nn.Module) -> list[dict[str, Any]]:
+    """Returns the optimiser's groups: each parameter at ``lr`` times its multiplier.
+
+    Uncertainty has one multiplier, proxies have another (100 in the authors' code), everything else 1.
+    """
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         is_uncertainty = name.startswith("head.uncertainty")
-        groups.setdefault(config.uncertainty_lr_multiplier if is_uncertainty else 1.0, []).append(parameter)
+        groups.setdefault(optimizer.uncertainty_lr_multiplier if is_uncertainty else 1.0, []).append(parameter)
     for name, parameter in criterion.named_parameters():
-        # the proxies' uncertainty never at the proxies' pace: β would explode within a few steps
+        # the proxies' uncertainty never at the proxies' rate: β would explode within a few steps
         is_proxy, is_uncertainty = name.endswith("proxies"), "uncertainty" in name or "concentration" in name
-        multiple = config.proxy_lr_multiplier if is_proxy else 1.0
-        multiple = config.uncertainty_lr_multiplier if is_uncertainty else multiple
+        multiple = optimizer.proxy_lr_multiplier if is_proxy else 1.0
+        multiple = optimizer.uncertainty_lr_multiplier if is_uncertainty else multiple
         groups.setdefault(multiple, []).append(parameter)
-    return [{"params": p, "lr": config.lr * multiple} for multiple, p in groups.items()]
+    return [{"params": p, "lr": optimizer.lr * multiple} for multiple, p in groups.items()]
 
 
-def freeze(config: Config, model: IDMLModel) -> None:
-    """What of the backbone does not train, for the whole run."""
-    if config.freeze_backbone:
+def freeze(network: NetworkConfig, model: IDMLModel) -> None:
+    """Freezes the parameters of the backbone that do not train in the whole run.
+
+    Raises:
+        ConfigError: ``backbone_trains`` finds no parameter.
+    """
+    if network.freeze_backbone:
         model.freeze_backbone()
-    if config.backbone_trains:
-        trains = {n for n, _ in model.backbone.named_parameters() if re.search(config.backbone_trains, n)}
-        if not trains:
-            names = [n for n, _ in model.backbone.named_parameters()]
+    if network.backbone_trains:
+        names = [n for n, _ in model.backbone.named_parameters()]
+        trained = {n for n in names if re.search(network.backbone_trains, n)}
+        if not trained:
             raise ConfigError(
-                f"backbone_trains={config.backbone_trains!r} fits no parameter, such as {', '.join(names[-3:])}"
+                f"backbone_trains={network.backbone_trains!r} fits no parameter, such as {', '.join(names[-3:])}"
             )
         for name, parameter in model.backbone.named_parameters():
-            parameter.requires_grad_(name in trains)
+            parameter.requires_grad_(name in trained)
 
 
 class _Pooled(nn.Module):
@@ -84,14 +94,16 @@ class _Pooled(nn.Module):
 
 
 def pooled_features(model: IDMLModel, split: Split, device: torch.device, workers: int, progress: bool) -> Tensor:
-    """``(N, F)`` float32 features of every image, without augmentation, on the CPU; each process has all of them."""
-    found = embed(_Pooled(model), split, model.transform, workers=workers, device=device, progress=progress, share=True)
-    assert found.semantic_norm is not None
-    return found.semantic * found.semantic_norm[:, None]
+    """Returns ``(N, F)`` float32 features of every image, without augmentation, on the CPU of each process."""
+    features = embed(
+        _Pooled(model), split, model.transform, workers=workers, device=device, progress=progress, share=True
+    )
+    assert features.semantic_norm is not None
+    return features.semantic * features.semantic_norm[:, None]
 
 
 def set_training_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
-    """Training mode, with batch-norm statistics frozen where asked."""
+    """Sets training mode, but for batch-norm whose statistics are frozen."""
     model.train()
     if freeze_batchnorm:
         for module in model.modules():

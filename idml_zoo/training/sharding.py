@@ -1,6 +1,6 @@
-"""Weights, gradients and optimiser states shared out over the processes (PyTorch's FSDP2), proxies too.
+"""Splits weights, gradients and optimiser states over the processes (PyTorch's FSDP2), proxies too.
 
-accelerate's own way to FSDP2 takes one module and no CPU; here are two modules, and a test runs on processes of a CPU.
+accelerate's own way to FSDP2 takes one module and no CPU. Here are two modules, and a test runs on a CPU's processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def shard(model: IDMLModel, criterion: nn.Module, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (place()[1],))
-    _make_known()
+    _register_embedding()
     for part in model.backbone.children():
         if isinstance(part, nn.Sequential | nn.ModuleList):
             for block in part:
@@ -41,14 +41,14 @@ def shard(model: IDMLModel, criterion: nn.Module, device: torch.device) -> None:
 
 
 @cache
-def _make_known() -> None:
-    """FSDP looks for tensors in what a module gives, and looks into data classes that it knows only."""
+def _register_embedding() -> None:
+    """Lets FSDP look for tensors in the data class that the network returns."""
     torch.export.register_dataclass(Embedding)
 
 
 @contextmanager
-def together(module: Any) -> Iterator[None]:
-    """The module's own parameters whole, outside its forward pass; all processes must enter."""
+def unsharded(module: Any) -> Iterator[None]:
+    """Gathers the module's own parameters, for use outside its forward pass; all processes must enter."""
     sharded = hasattr(module, "unshard")
     if sharded:
         module.unshard()
@@ -59,20 +59,20 @@ def together(module: Any) -> Iterator[None]:
             module.reshard()
 
 
-def whole(state: Any) -> Any:
-    """A state with every sharded tensor put together; all processes must call."""
+def full_state(state: Any) -> Any:
+    """Returns a state with every sharded tensor gathered; all processes must call."""
     return tree_map(lambda v: v.full_tensor() if isinstance(v, DTensor) else v, state)
 
 
-def copy_whole(source: nn.Module, target: nn.Module) -> None:
-    """Copies parameters and buffers of a sharded module into one that is whole; all processes must call."""
+def copy_unsharded(source: nn.Module, target: nn.Module) -> None:
+    """Copies parameters and buffers of a sharded module into one that is not; all processes must call."""
     into = target.state_dict()
     for name, value in source.state_dict().items():
-        into[name].copy_(whole(value))
+        into[name].copy_(full_state(value))
 
 
-def spread(state: dict[str, Any], part: Any) -> dict[str, Any]:
-    """A whole state as ``part``, a module or an optimiser, wants to load it: sharded where its tensors are."""
+def shard_state(state: dict[str, Any], part: Any) -> dict[str, Any]:
+    """Returns a full state as ``part``, a module or an optimiser, loads it: sharded where its tensors are."""
     if isinstance(part, nn.Module):
         now = part.state_dict()
         return {k: _like(v, now[k]) for k, v in state.items()}

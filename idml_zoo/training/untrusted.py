@@ -1,12 +1,11 @@
-"""A recipe that came out of a file, as suspicious as any other file of a stranger.
+"""Checks a recipe that came out of a result file, which a stranger may have written.
 
-What it may do is train a network that timm knows, on a registered benchmark, in the folders that the user has named. It
-may not name another place: no path, no address, no repository of the Hub.
+It may train a network that timm knows, on a registered benchmark, in the folders that the user has named. It may not
+name another place: no path, no address, no repository of the Hub.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import PurePath
 from typing import Any
@@ -16,7 +15,7 @@ import yaml
 from idml_zoo.models.files import check_model, is_plain
 from idml_zoo.models.limits import MOST_SIDE, check_side
 from idml_zoo.results import ResultError
-from idml_zoo.training.config import Config, ConfigError, build
+from idml_zoo.training.config import DEFAULTS, ConfigError, check_values
 from idml_zoo.variants import variants
 
 _MOST_TEXT = 1 << 13  # characters; a whole recipe has 2,500
@@ -28,20 +27,20 @@ _COMPILERS = ("no", "inductor", "eager", "aot_eager")  # of torch itself; other 
 
 
 def read_recipe(text: str) -> dict[str, Any]:
-    """The keys and values of a recipe.
+    """Returns the keys and values of a recipe.
 
     Raises:
         ResultError: no YAML mapping of plain values, or with anchors, of which a few lines can expand without end.
     """
     if len(text) > _MOST_TEXT:
         raise ResultError(
-            f"its recipe has {len(text):,} characters; one of recipes/train.py has at most {_MOST_TEXT:,}"
+            f"its recipe has {len(text):,} characters; a recipe of `idml-zoo train` has at most {_MOST_TEXT:,}"
         )
     if text.count("[") + text.count("{") > _MOST_BRACKETS:
-        raise ResultError(f"its recipe has more than {_MOST_BRACKETS} brackets; one of recipes/train.py has fewer")
+        raise ResultError(f"its recipe has more than {_MOST_BRACKETS} brackets; a recipe of `idml-zoo train` has fewer")
     try:
         if any(isinstance(t, (yaml.AnchorToken, yaml.AliasToken)) for t in yaml.scan(text, yaml.SafeLoader)):
-            raise ResultError("its recipe has YAML anchors; one of recipes/train.py has none")
+            raise ResultError("its recipe has YAML anchors; a recipe of `idml-zoo train` has none")
         recipe = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ResultError(f"its recipe is no YAML ({str(error)[:200]})") from error
@@ -51,7 +50,7 @@ def read_recipe(text: str) -> dict[str, Any]:
 
 
 def check_recipe(recipe: dict[str, Any], own_root: bool = False) -> None:
-    """Refuses what a stranger's recipe may not ask for, before anything is read, built or asked for.
+    """Raises where a stranger's recipe names what it may not, before anything is read, built or downloaded.
 
     Args:
         recipe: from :func:`read_recipe`.
@@ -67,10 +66,10 @@ def check_recipe(recipe: dict[str, Any], own_root: bool = False) -> None:
     if not isinstance(root, str) or PurePath(root).is_absolute() or ".." in PurePath(root).parts:
         raise _refusal("data_root", root, "a folder below this one", "Name yours with --root FOLDER")
     try:
-        values = build(recipe, "its recipe")
+        values = check_values(recipe, "its recipe")
     except ConfigError as error:
         raise ResultError(str(error)[:500]) from error
-    _check_network(dataclasses.asdict(Config()) | values)
+    _check_network(DEFAULTS | values)
     if values.get("compile", "no") not in _COMPILERS:
         raise _refusal("compile", values["compile"], ", ".join(_COMPILERS))
     if not all(is_plain(v) for v in values.get("loss_options", {}).values()):
@@ -84,18 +83,18 @@ def check_recipe(recipe: dict[str, Any], own_root: bool = False) -> None:
             raise _refusal(key, values[key], f"0 to {most}")
 
 
-def _check_network(asked: dict[str, Any]) -> None:
-    """The same rules as for the ``config.json`` of a stranger."""
-    variant = variants[asked["variant"]] if asked["variant"] in variants else None
+def _check_network(values: dict[str, Any]) -> None:
+    """Applies the rules for the ``config.json`` of a stranger."""
+    variant = variants[values["variant"]] if values["variant"] in variants else None
     try:
-        check_model({**asked, "head": variant.head if variant else "idml", "head_options": {}})
-        check_side(asked["image_size"] or 1, asked["crop_fraction"] or 1.0)
+        check_model({**values, "head": variant.head if variant else "idml", "head_options": {}})
+        check_side(values["image_size"] or 1, values["crop_fraction"] or 1.0)
     except ValueError as error:
         raise ResultError(f"its recipe may not ask for this: {error}. {_TRUST}") from None
 
 
 def _is_quick(expression: str) -> bool:
-    """Whether a regular expression cannot take time that grows exponentially: nothing repeats a group."""
+    """Returns whether a regular expression takes no exponential time: nothing repeats a group."""
     plain = re.sub(r"\\.", "x", expression)
     return (
         len(expression) <= _MOST_EXPRESSION

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import publish
 import pytest
 from support.model_hub import WRITE
 
@@ -129,9 +130,7 @@ def test_cards_name_the_terms_of_the_data(model, tmp_path):
     assert "Nothing yet" in text
 
 
-def test_publish_all_pushes_what_has_a_name_and_results(hub, run, tmp_path, capsys, monkeypatch):
-    import publish_all
-
+def test_runs_with_a_name_and_results_are_pushed(hub, run, tmp_path, capsys, monkeypatch):
     from idml_zoo.models import zoo
 
     other = idml_zoo.create_model("semantic", backbone="test_resnet", embedding_dim=128)
@@ -145,13 +144,13 @@ def test_publish_all_pushes_what_has_a_name_and_results(hub, run, tmp_path, caps
     (tmp_path / "runs" / "d" / "model" / "config.json").write_text("{")
     shutil.copytree(run[0], tmp_path / "runs" / "a")
     words = [str(tmp_path / "runs"), "--owner", "zoo", "--leaderboard", str(run[1]), "--token", WRITE]
-    assert publish_all.main([*words, "--dry-run"]) == 1
+    assert publish.main(["hub", *words, "--dry-run"]) == 1
     assert hub.requests == []
     captured = capsys.readouterr()
     assert "idml_test_resnet_glyphs: published already" in captured.out
     assert "semantic_test_resnet_glyphs: no result of trained weights" in captured.err
     assert "not published: semantic_test_resnet_glyphs" in captured.err
     monkeypatch.delitem(zoo.PUBLISHED, "idml_test_resnet_glyphs")
-    assert publish_all.main(words) == 1
+    assert publish.main(["hub", *words]) == 1
     assert set(hub.repos) == {"zoo/idml_test_resnet_glyphs"}
     assert 'record   Weights("' in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 import train
 from support.tiny_runs import tiny
 
-from idml_zoo.studies import repeat
+from idml_zoo.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def board(tmp_path_factory):
 
 @pytest.mark.parametrize("row", ["row", "row-introspective"])
 def test_a_row_comes_back_bit_for_bit(board, tmp_path, capsys, row):
-    assert repeat.main([str(board / row / "seed0.json"), "--trust", "--out", str(tmp_path)]) == 0
+    assert main(["repeat", str(board / row / "seed0.json"), "--trust", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "weights and metrics are the same, bit for bit" in out and "not the same" not in out
     assert (tmp_path / "leaderboard" / "results" / "mine" / row / "seed0.json").is_file()
@@ -45,16 +45,16 @@ def test_what_does_not_come_back_is_said(board, tmp_path, capsys):
         content["queries_sha256"] = None
 
     path = changed(board, tmp_path, worse)
-    assert repeat.main([path, "--trust", "--out", str(tmp_path / "out")]) == 1
+    assert main(["repeat", path, "--trust", "--out", str(tmp_path / "out")]) == 1
     out = capsys.readouterr().out
     assert "weights differ; the largest difference" in out
     assert "not the same: " in out and "timm 0.1 → " in out
-    assert repeat.main([path, "--trust", "--out", str(tmp_path / "out"), "--within", "100"]) == 0
+    assert main(["repeat", path, "--trust", "--out", str(tmp_path / "out"), "--within", "100"]) == 0
 
 
 def test_what_was_not_trained_by_the_recipe_is_refused(board, tmp_path, capsys):
     path = changed(board, tmp_path, lambda c: c["provenance"].update(recipe="", recipe_sha256=None))
-    assert repeat.main([path]) == 1
+    assert main(["repeat", path]) == 1
     assert "mine/row: no recipe in its result" in capsys.readouterr().err
-    assert repeat.main([str(tmp_path / "none.json")]) == 1
+    assert main(["repeat", str(tmp_path / "none.json")]) == 1
     assert "none.json" in capsys.readouterr().err

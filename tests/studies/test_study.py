@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 from support.tiny_runs import TINY
 
+from idml_zoo.cli.main import main
 from idml_zoo.reports.bootstrap import Difference
 from idml_zoo.results import ResultError, read_results
 from idml_zoo.studies import pages, study, sweep
@@ -46,7 +47,7 @@ def write_study(folder):
 def small(tmp_path, monkeypatch):
     """Such a study and its arguments; nothing may run."""
     content = write_study(tmp_path)
-    monkeypatch.setattr(study, "work", None)
+    monkeypatch.setattr(study, "run_all", None)
     return tmp_path / "small.yaml", content, ["--leaderboard", str(tmp_path / "board")]
 
 
@@ -56,18 +57,18 @@ def finished(tmp_path_factory):
     folder, ran = tmp_path_factory.mktemp("study"), []
     write_study(folder)
 
-    def in_process(ready, jobs, logs, out):
-        while run := ready():
+    def in_process(next_run, jobs, logs, out):
+        while run := next_run():
             ran.append(run.config)
             assert train.main(["--config", run.file, *run.words]) == 0
         return 0
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(study, "work", in_process)
+        patched.setattr(study, "run_all", in_process)
         arguments = [str(folder / "small.yaml"), "--leaderboard", str(folder / "board")]
-        assert study.main(arguments) == 0
+        assert main(["study", *arguments]) == 0
         done = list(ran)
-        assert study.main(arguments) == 0
+        assert main(["study", *arguments]) == 0
         assert ran == done, "nothing is run twice"
     return folder, ran
 
@@ -76,10 +77,10 @@ def test_the_table_is_shown_where_no_page_can_be_made(finished, tmp_path, capsys
     """As in a clone: the queries of the trials are not stored there."""
     folder, ran = finished
     board = Path(shutil.copytree(folder / "board", tmp_path / "board"))
-    sweep.show(Console(), replace(ran[0], leaderboard=str(board)))
+    sweep.show(Console(), ran[0].replace(leaderboard=str(board)))
     assert "no page" not in capsys.readouterr().err
     next((board / "results").rglob("*.queries.npz")).unlink()
-    sweep.show(Console(), replace(ran[0], leaderboard=str(board)))
+    sweep.show(Console(), ran[0].replace(leaderboard=str(board)))
     told = capsys.readouterr()
     assert "MAP@R" in told.out and "no page: " in told.err and ".queries.npz is missing" in told.err
 
@@ -92,62 +93,64 @@ def test_a_trial_that_collapses_counts_as_tried(tmp_path, monkeypatch, capsys):
     content["set"]["epochs"] = 3
     file.write_text(yaml.safe_dump({k: v for k, v in content.items() if k != "scout"}))
 
-    def in_process(ready, jobs, logs, out):
+    def in_process(next_run, jobs, logs, out):
         failed = 0
-        while run := ready():
-            ran.append(run.config.lr)
+        while run := next_run():
+            ran.append(run.config.optimizer.lr)
             failed += train.main(["--config", run.file, *run.words])
         return failed
 
-    monkeypatch.setattr(study, "work", in_process)
+    monkeypatch.setattr(study, "run_all", in_process)
     arguments = [str(file), "--leaderboard", str(board)]
-    assert study.main(arguments) == 1
+    assert main(["study", *arguments]) == 1
     assert ran == [1e9, 1e-3, 1e-3], "both trials, and the one seed of the better, which is no control then"
-    (lost,) = (board / "validation" / "lost").rglob("*.yaml")
-    assert lost.parts[-3:] == ("mine", "pa-test_resnet-32px-lr1000000000.0-validation", "seed0.yaml")
-    told = yaml.safe_load(lost.read_text())
+    (failed,) = (board / "validation" / "lost").rglob("*.yaml")
+    assert failed.parts[-3:] == ("mine", "pa-test_resnet-32px-lr1000000000.0-validation", "seed0.yaml")
+    told = yaml.safe_load(failed.read_text())
     assert told["recipe"]["lr"] == 1e9 and told["versions"]["torch"] and told["command"]
     shown = capsys.readouterr().out
-    assert "lost" in shown and f"lost: {told['reason']} (" in shown and "1 of 1 seeds measured" in shown
-    assert study.main(arguments) == 0 and len(ran) == 3, "nor is it tried again"
+    assert "failed" in shown and f"failed: {told['reason']} (" in shown and "1 of 1 seeds measured" in shown
+    assert main(["study", *arguments]) == 0 and len(ran) == 3, "nor is it tried again"
     (found,) = pages.read_sets(tmp_path, board)
     assert pages.BLOCKS["tuning"](found).count(": lost") == 1
 
     only = yaml.safe_load(file.read_text()) | {"trials": {"cosine": trials[:1], "introspective": trials[:1]}}
     only["controls"] = []
     file.write_text(yaml.safe_dump(only))
-    assert study.main(arguments) == 0 and len(ran) == 3
-    assert "every trial was lost: offer it others" in capsys.readouterr().out
-    lost.write_text("reason: half of a fi")
-    assert study.main(arguments) == 1
-    assert "does not tell of a lost trial ('recipe'); delete it" in capsys.readouterr().err
-    lost.unlink()
-    assert study.main([*arguments, "--dry-run"]) == 0
+    assert main(["study", *arguments]) == 0 and len(ran) == 3
+    assert "every trial failed: offer it others" in capsys.readouterr().out
+    failed.write_text("reason: half of a fi")
+    assert main(["study", *arguments]) == 1
+    assert "does not describe a failed trial ('recipe'); delete it" in capsys.readouterr().err
+    failed.unlink()
+    assert main(["study", *arguments, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("to do  variant=pa") == 1
 
 
 def test_what_is_missing_is_told(small, capsys):
     file, _, arguments = small
-    assert study.main([str(file), "--dry-run", *arguments]) == 0
+    assert main(["study", str(file), "--dry-run", *arguments]) == 0
     assert capsys.readouterr().out.count("to do  variant") == 1 + 2 + 2, "trials; nothing to measure yet"
 
 
 def test_a_trial_is_named_like_its_row(small, capsys):
     file, content, arguments = small
     file.write_text(yaml.safe_dump(content | {"name": "{variant}-short-tuned"}))
-    assert study.main([str(file), "--dry-run", *arguments]) == 0
+    assert main(["study", str(file), "--dry-run", *arguments]) == 0
     assert "name={variant}-short-lr0.002 " in capsys.readouterr().out
 
 
 def test_a_study_tunes_then_measures(finished, capsys):
     folder, ran = finished
-    trials = [c for c in ran if c.evaluate_on == "validation"]
-    finals = [c for c in ran if c.evaluate_on == "test"]
+    trials = [c for c in ran if c.evaluation.evaluate_on == "validation"]
+    finals = [c for c in ran if c.evaluation.evaluate_on == "test"]
     # proxy_nca's scout is one of its two trials; the scout joins plain and introspective
     names = ["pa", "idml_no_mixup", "proxy_nca", "idml_proxy_nca_no_mixup"]
     assert [c.variant for c in trials] == ["proxy_nca", *["pa"] * 2, *["idml_no_mixup"] * 2, names[2], *[names[3]] * 2]
     assert [(c.variant, c.seed) for c in finals] == [(n, s) for n in [*names, "pa"] for s in (0, 1)]
-    assert [(c.lr, c.corruptions) for c in finals if c.name.endswith("-lr0.001-control")] == [(1e-3, "")] * 2
+    assert [(c.optimizer.lr, c.evaluation.corruptions) for c in finals if c.name.endswith("-lr0.001-control")] == [
+        (1e-3, "")
+    ] * 2
     known = read_results(folder / "board" / "validation" / "results")
     assert {r.protocol.split for r in known} == {"validation"} and len(known) == 8
     for variant, key in (("pa", "lr"), ("idml_no_mixup", "tau")):  # the best by MAP@R is what was measured
@@ -155,14 +158,14 @@ def test_a_study_tunes_then_measures(finished, capsys):
             yaml.safe_load(r.provenance.recipe)[key]: r.metrics["map@r"] for r in known if r.model.variant == variant
         }
         tuned = [c for c in finals if c.variant == variant and c.name.endswith("-tuned")]
-        assert {getattr(c, key) for c in tuned} == {max(scores, key=scores.get)}
+        assert {c.flat()[key] for c in tuned} == {max(scores, key=scores.get)}
     measured = read_results(folder / "board" / "results")
     assert {r.row for r in measured if r.model.variant == "idml_no_mixup"} == {
         "idml_no_mixup-test_resnet-32px-tuned",
         "idml_no_mixup-test_resnet-32px-tuned-introspective",
     }
     assert not [r for r in measured if r.row.startswith("pa-") and r.protocol.similarity == "introspective"]
-    assert study.main([str(folder / "small.yaml"), "--dry-run", "--leaderboard", str(folder / "board")]) == 0
+    assert main(["study", str(folder / "small.yaml"), "--dry-run", "--leaderboard", str(folder / "board")]) == 0
     out = capsys.readouterr().out
     assert out.count("2 of 2 seeds measured") == 5 and "{'lr': 0.001}, 2 of 2 seeds measured" in out
 
@@ -292,9 +295,9 @@ def test_ranks_on_validation_and_on_test():
 def test_a_wrong_study_is_one_clear_error(small, capsys, change, message):
     file, content, arguments = small
     file.write_text(yaml.safe_dump(content | change))
-    assert study.main([str(file), *arguments]) == 1
+    assert main(["study", str(file), *arguments]) == 1
     assert message in capsys.readouterr().err
-    assert study.main([str(file.with_name("other.yaml")), *arguments]) == 1
+    assert main(["study", str(file.with_name("other.yaml")), *arguments]) == 1
     assert "cannot read study" in capsys.readouterr().err
 
 

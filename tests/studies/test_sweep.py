@@ -3,6 +3,7 @@
 import pytest
 from support.tiny_runs import tiny
 
+from idml_zoo.cli.main import main
 from idml_zoo.results import read_results
 from idml_zoo.studies import sweep
 from idml_zoo.training.config import ConfigError, load_config
@@ -34,24 +35,24 @@ def test_a_sweep_runs_what_is_missing_and_can_be_started_again(tmp_path, capsys)
         "epochs=1",
     ]
     words = [w for w in words if w != "epochs=2"]
-    assert sweep.main([*words, "--dry-run"]) == 0
+    assert main(["sweep", *words, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("to do") == 4
     assert not (tmp_path / "board").exists()
-    assert sweep.main([*words[:-3], "variant=pa", "seed=0", "epochs=1"]) == 0
+    assert main(["sweep", *words[:-3], "variant=pa", "seed=0", "epochs=1"]) == 0
     capsys.readouterr()
-    assert sweep.main([*words, "--jobs", "2"]) == 0
+    assert main(["sweep", *words, "--jobs", "2"]) == 0
     out = capsys.readouterr().out
     assert out.count("start ") == 3 and out.count("done ") == 1
     assert "pa-test_resnet-32px" in out, "the table so far"
     assert len(read_results(tmp_path / "board" / "results")) == 4
-    assert sweep.main(words) == 0
+    assert main(["sweep", *words]) == 0
     assert capsys.readouterr().out.count("done ") == 4
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path, capsys):
     _, config, *overrides = tiny(tmp_path, "threads=1")
     words = ["--config", config, "--logs", str(tmp_path / "logs"), *overrides, "batch_size=8,64", "variant=pa"]
-    assert sweep.main([w for w in words if w != "batch_size=8"]) == 1
+    assert main(["sweep", *(w for w in words if w != "batch_size=8")]) == 1
     captured = capsys.readouterr()
     assert "FAILED" in captured.out and "1 of 2 runs failed" in captured.err
     assert len(read_results(tmp_path / "board" / "results")) == 1
@@ -61,9 +62,9 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, capsys):
 def test_bad_words_are_one_clear_error(capsys):
     for jobs in ("0", "-1"):
         with pytest.raises(SystemExit):
-            sweep.main(["--jobs", jobs])
-        assert "--jobs must be 1 or more" in capsys.readouterr().err
-    assert sweep.main(["lr=1e-3,fast"]) == 1
+            main(["sweep", "--jobs", jobs])
+        assert "argument --jobs: " in capsys.readouterr().err
+    assert main(["sweep", "lr=1e-3,fast"]) == 1
     assert "lr must be float, got 'fast'" in capsys.readouterr().err
 
 
@@ -72,23 +73,27 @@ def test_an_old_recipe_without_newer_keys_is_recognised(tmp_path):
 
     import yaml
 
-    config = load_config(sweep.QUICKSTART)
-    recipe = {k: v for k, v in vars(config).items() if k not in ("ema_decay", "resume")}
+    config = load_config("glyphs_quickstart")
+    recipe = {k: v for k, v in config.flat().items() if k not in ("ema_decay", "resume")}
     provenance = SimpleNamespace(recipe=yaml.safe_dump(recipe), weights_sha256="a")
     result, twin = (
         SimpleNamespace(provenance=provenance, corruptions=c, protocol=SimpleNamespace(similarity=s))
         for c, s in (({"blur": {}}, "cosine"), ({}, "introspective"))
     )
     known = sweep.recipes_of([result])
-    assert sweep.done(config, known) is result
-    assert sweep.done(load_config(sweep.QUICKSTART, ["workers=3", "name=other"]), known) is result
-    assert sweep.done(load_config(sweep.QUICKSTART, ["lr=9e-4"]), known) is None
-    assert sweep.done(load_config(sweep.QUICKSTART, ["corruptions=blur"]), known) is result
-    assert sweep.done(load_config(sweep.QUICKSTART, ["corruptions=blur noise"]), known) is None, "not all of it"
-    both = load_config(sweep.QUICKSTART, ["similarity=both"])
-    assert sweep.done(both, known) is None, "killed between the two searches"
-    assert sweep.done(both, sweep.recipes_of([twin, result])) is result
-    assert sweep.done(both, sweep.recipes_of([twin])) is None
+
+    def found(*overrides):
+        return sweep.find_result(load_config("glyphs_quickstart", overrides), known)
+
+    assert found() is result
+    assert found("workers=3", "name=other") is result
+    assert found("lr=9e-4") is None
+    assert found("corruptions=blur") is result
+    assert found("corruptions=blur noise") is None, "not all of it"
+    both = load_config("glyphs_quickstart", ["similarity=both"])
+    assert sweep.find_result(both, known) is None, "killed between the two searches"
+    assert sweep.find_result(both, sweep.recipes_of([twin, result])) is result
+    assert sweep.find_result(both, sweep.recipes_of([twin])) is None
 
 
 def test_runs_share_the_cores(tmp_path, monkeypatch):
@@ -96,5 +101,5 @@ def test_runs_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "cores", lambda: 2)
     _, config, *overrides = tiny(tmp_path)
     logs = ["--logs", str(tmp_path / "logs"), "--jobs", "2"]
-    assert sweep.main(["--config", config, *logs, *overrides, "variant=pa", "seed=0,1", "epochs=1"]) == 0
+    assert main(["sweep", "--config", config, *logs, *overrides, "variant=pa", "seed=0,1", "epochs=1"]) == 0
     assert [r.provenance.threads for r in read_results(tmp_path / "board" / "results")] == [1, 1]

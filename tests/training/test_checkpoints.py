@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from idml_zoo.results import read_results
 from idml_zoo.training import checkpoints
-from idml_zoo.training.config import ConfigError, load_config
+from idml_zoo.training.config import GROUP_OF, ConfigError, load_config
+from idml_zoo.training.errors import STOPPED
 
 KEYS = ["backbone=test_resnet", "backbone_weights=none", "image_size=32", "embedding_dim=16", "batch_size=8", "lr=1e-3"]
 KEYS += ["epochs=3", "lr_step=1", "log_every=1", "freeze_batchnorm=false", "workers=0", "benchmark=mine", "name=run"]
@@ -106,7 +107,7 @@ def test_within_an_epoch_and_twice(tmp_path, photos, whole, monkeypatch, capsys)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_and_goes(tmp_path, photos, whole, monkeypatch, capsys, number):
     before = signal.getsignal(number)
-    assert interrupted(tmp_path, photos, monkeypatch, 6, how=number) == checkpoints.STOPPED
+    assert interrupted(tmp_path, photos, monkeypatch, 6, how=number) == STOPPED
     assert signal.getsignal(number) is before
     assert "stopped after step 6; the same command goes on from there" in capsys.readouterr().err
     assert read_results(tmp_path / "board" / "results") == []
@@ -238,15 +239,15 @@ def test_all_generators_come_back():
 
 
 def test_harmless_keys_exist():
-    config = load_config(ROOT / "recipes" / "glyphs_quickstart.yaml")
-    assert set(vars(config)) >= checkpoints.HARMLESS
+    config = load_config("glyphs_quickstart")
+    assert GROUP_OF.keys() >= checkpoints.HARMLESS
     with pytest.raises(ConfigError, match="seed: 1 → 0"):
-        checkpoints.check_config(config, {**vars(config), "seed": 1}, ROOT)
+        checkpoints.check_config(config, {**config.flat(), "seed": 1}, ROOT)
 
 
 def test_a_checkpoint_from_before_a_key_was_there_goes_on():
     config = load_config(ROOT / "recipes" / "cub_resnet50.yaml", ["max_steps=0", "lr=0.5"])
-    saved = {k: v for k, v in vars(config).items() if k not in ("max_steps", "lora_rank")}
+    saved = {k: v for k, v in config.flat().items() if k not in ("max_steps", "lora_rank")}
     assert checkpoints.check_config(config, saved, ROOT) == []
     other = load_config(ROOT / "recipes" / "cub_resnet50.yaml", ["max_steps=3", "lr=0.5"])
     with pytest.raises(ConfigError, match="other settings .max_steps: 0 → 3."):

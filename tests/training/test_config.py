@@ -1,4 +1,5 @@
 import inspect
+import json
 
 import pytest
 import yaml
@@ -6,7 +7,8 @@ from conftest import ROOT
 
 from idml_zoo.losses import proxy_anchor
 from idml_zoo.registry import benchmarks
-from idml_zoo.training.config import QUICKSTART, Config, ConfigError, load_config
+from idml_zoo.training.config import GROUP_OF, Config, ConfigError, load_config
+from idml_zoo.training.recipes import QUICKSTART
 from idml_zoo.variants import variants
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -19,17 +21,19 @@ def test_every_recipe_loads_and_names_things_that_exist(path):
     config = load_config(path)
     assert config.benchmark in benchmarks
     assert config.variant in variants
-    assert timm.is_model(config.backbone.split(".")[0])
+    assert timm.is_model(config.network.backbone.split(".")[0])
     assert path.read_text().startswith("#"), "a recipe says what it reaches, in how long, on what"
 
 
 def test_the_authors_settings_are_in_their_recipes():
     expected = {"cub": (6e-4, 5, 0.5), "cars196": (2.5e-4, 10, 0.5), "sop": (6e-4, 10, 0.25)}
     for name, (lr, step, gamma) in expected.items():
-        c = load_config(ROOT / "recipes" / f"{name}_resnet50.yaml")
+        config = load_config(f"{name}_resnet50")
+        c = config.optimizer
         assert (c.lr, c.lr_step, c.lr_gamma) == (lr, step, gamma)
-        assert (c.batch_size, c.epochs, c.warmup_epochs, c.weight_decay) == (120, 60, 5, 1e-4)
-        assert (c.proxy_lr_multiplier, c.clip_value, c.embedding_dim, c.loss_options) == (100, 10, 512, {})
+        assert (config.data.batch_size, c.epochs, c.warmup_epochs, c.weight_decay) == (120, 60, 5, 1e-4)
+        assert (c.proxy_lr_multiplier, c.clip_value) == (100, 10)
+        assert (config.network.embedding_dim, config.loss.loss_options) == (512, {})
     settings = inspect.signature(proxy_anchor).parameters
     assert (settings["scale"].default, settings["margin"].default) == (32, 0.1)
 
@@ -38,13 +42,13 @@ def test_overrides_are_typed():
     config = load_config(
         QUICKSTART, ["lr=6e-4", "epochs=3", "flip=true", "pooling=avg", "image_size=96", "random_crop_scale=[0.1, 1]"]
     )
-    assert (config.lr, config.epochs, config.flip, config.pooling, config.image_size) == (6e-4, 3, True, "avg", 96)
-    assert config.random_crop_scale == [0.1, 1.0]
-    assert load_config(QUICKSTART, ["train_classes=12"]).train_classes == "12"
+    assert (config.optimizer.lr, config.optimizer.epochs, config.network.pooling) == (6e-4, 3, "avg")
+    assert (config.data.flip, config.data.image_size, config.data.random_crop_scale) == (True, 96, [0.1, 1.0])
+    assert load_config(QUICKSTART, ["train_classes=12"]).data.train_classes == "12"
     texts = load_config(QUICKSTART, ["revision=0123456", "name=0012", "train_classes=1:30"])
-    assert (texts.revision, texts.name, texts.train_classes) == ("0123456", "0012", "1:30"), "as they stand"
+    assert (texts.data.revision, texts.name, texts.data.train_classes) == ("0123456", "0012", "1:30"), "as they stand"
     assert load_config(QUICKSTART, ["resume=no", "mixed_precision=no"]).resume == "no"
-    assert load_config(QUICKSTART, ["image_size=null"]).image_size is None
+    assert load_config(QUICKSTART, ["image_size=null"]).data.image_size is None
 
 
 def test_a_row_is_named_after_its_variant():
@@ -120,14 +124,81 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path):
     config = load_config(QUICKSTART, ["seed=4"])
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert load_config(tmp_path / "config.yaml") == config
-    assert set(yaml.safe_load(config.to_yaml())) == set(Config.__dataclass_fields__)
+    assert set(yaml.safe_load(config.to_yaml())) == GROUP_OF.keys()
 
 
 def test_a_variant_brings_the_batches_its_loss_needs_unless_one_says_otherwise(tmp_path):
-    assert load_config(QUICKSTART).sampler == "shuffle"
+    assert load_config(QUICKSTART).data.sampler == "shuffle"
     config = load_config(QUICKSTART, ["variant=idml_triplet"])
-    assert (config.sampler, config.images_per_class) == ("pk", 4)
-    assert load_config(QUICKSTART, ["variant=idml_triplet", "sampler=shuffle"]).sampler == "shuffle"
+    assert (config.data.sampler, config.data.images_per_class) == ("pk", 4)
+    assert load_config(QUICKSTART, ["variant=idml_triplet", "sampler=shuffle"]).data.sampler == "shuffle"
     (tmp_path / "a.yaml").write_text("variant: margin\nimages_per_class: 2\n")
-    assert load_config(tmp_path / "a.yaml").images_per_class == 2
-    assert load_config(QUICKSTART, ["loss_options={margin: 0.2}"]).loss_options == {"margin": 0.2}
+    assert load_config(tmp_path / "a.yaml").data.images_per_class == 2
+    assert load_config(QUICKSTART, ["loss_options={margin: 0.2}"]).loss.loss_options == {"margin": 0.2}
+
+
+RESULTS = ROOT / "leaderboard" / "results"
+
+
+def test_the_recipes_of_stored_results_give_the_same_text_again(tmp_path):
+    """Byte for byte: a result file is the record of its run. Older recipes lack keys and are not compared."""
+    recipes = {json.loads(p.read_text())["provenance"].get("recipe") for p in sorted(RESULTS.glob("*/*/seed*.json"))}
+    complete = [r for r in recipes if r and yaml.safe_load(r).keys() == GROUP_OF.keys()]
+    assert len(complete) > 100
+    for recipe in complete:
+        assert Config.from_flat(yaml.safe_load(recipe)).to_yaml() == recipe
+    (tmp_path / "recipe.yaml").write_text(complete[0])
+    assert load_config(tmp_path / "recipe.yaml").to_yaml() == complete[0]
+
+
+def test_a_key_is_in_one_group_and_changes_there():
+    config = load_config(QUICKSTART)
+    assert config.flat()["lr"] == config.optimizer.lr == 2e-3
+    other = config.replace(lr=1.0, seed=3)
+    assert (other.optimizer.lr, other.seed, config.optimizer.lr) == (1.0, 3, 2e-3)
+    assert other.replace(lr=2e-3, seed=0) == config
+    with pytest.raises(ConfigError, match="unknown key 'lrr'"):
+        config.replace(lrr=1.0)
+    with pytest.raises(ConfigError, match="lr must be positive"):
+        config.replace(lr=0.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "warmup", "notes"),
+    [
+        (["epochs=1"], 0, 1),
+        (["epochs=7"], 3, 1),
+        (["epochs=10"], 5, 0),
+        (["epochs=7", "warmup_epochs=5"], 5, 0),
+        (["lr=1e-3"], 5, 0),
+    ],
+)
+def test_a_warm_up_that_nobody_chose_takes_half_of_the_epochs_at_most(words, warmup, notes):
+    said = []
+    assert load_config("cub_resnet50", words, said.append).optimizer.warmup_epochs == warmup
+    assert len(said) == notes
+    if notes:
+        assert said == [f"warmup_epochs is {warmup} instead of 5: half of {words[0]}"]
+
+
+def test_a_warm_up_that_was_chosen_stays(tmp_path):
+    """A recipe with both keys trains as it did; on the command line one that does not fit is a mistake."""
+    (tmp_path / "both.yaml").write_text("epochs: 7\nwarmup_epochs: 5\n")
+    said = []
+    assert load_config(tmp_path / "both.yaml", [], said.append).optimizer.warmup_epochs == 5 and said == []
+    assert load_config(tmp_path / "both.yaml", ["epochs=8"], said.append).optimizer.warmup_epochs == 4
+    (tmp_path / "one.yaml").write_text("epochs: 7\n")
+    assert load_config(tmp_path / "one.yaml").optimizer.warmup_epochs == 3
+    with pytest.raises(ConfigError, match="warmup_epochs must lie in 0–1"):
+        load_config("cub_resnet50", ["epochs=1", "warmup_epochs=2"])
+
+
+def test_a_recipe_has_a_short_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        load_config("cub_resnet50")
+        == load_config("cub_resnet50.yaml")
+        == load_config(ROOT / "recipes/cub_resnet50.yaml")
+    )
+    (tmp_path / "cub_resnet50").write_text("seed: 3\n")
+    assert load_config("cub_resnet50").seed == 3, "a file goes first"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import time
 
@@ -45,9 +46,10 @@ os._exit(0)  # as recipes/train.py does, and for its reason
 
 FATAL = """
 import os, sys
-import resume, train
+import train
+from idml_zoo.training import checkpoints
 
-real, written = resume.write, []
+real, written = checkpoints.write, []
 
 
 def write(*arguments):
@@ -56,7 +58,7 @@ def write(*arguments):
         os._exit(9)
 
 
-resume.write = write
+checkpoints.write = write
 sys.exit(train.main(sys.argv[1:]))
 """
 
@@ -98,7 +100,9 @@ def test_two_processes_train_and_measure_as_one(tmp_path):
         ]
         folder = tmp_path / "runs" / "mine" / name / "seed0"
         if name == "killed":
-            ran = run_with_processes(2, [str(fatal), *tiny(tmp_path, *more)], PYTHONPATH=str(ROOT / "recipes"))
+            ran = run_with_processes(
+                2, [str(fatal), *tiny(tmp_path, *more)], PYTHONPATH=f"{ROOT / 'recipes'}{os.pathsep}{ROOT}"
+            )
             assert ran.returncode != 0 and len(list((folder / "checkpoints").iterdir())) == 2, ran.stderr
         ran = run_with_processes(count, ["recipes/train.py", *tiny(tmp_path, *more)])
         assert ran.returncode == 0, ran.stderr

@@ -15,9 +15,9 @@ import idml_zoo
 from idml_zoo.files import sha256_of
 from idml_zoo.losses import ProxyLoss
 from idml_zoo.results import read_results
-from idml_zoo.training import cpu
+from idml_zoo.training import cpu, epoch_end
 from idml_zoo.training.batches import load_benchmark
-from idml_zoo.training.config import load_config
+from idml_zoo.training.config import Config, load_config
 from idml_zoo.training.network import build_model, parameter_groups, set_training_mode
 from idml_zoo.variants import variants
 
@@ -29,6 +29,11 @@ def test_a_run_may_end_after_some_steps(tmp_path):
     assert result.training.startswith("4 steps at 32 px")
     log = tmp_path / "runs" / "mine" / "pa-test_resnet-32px" / "seed0" / "log.csv"
     assert [int(r["step"]) for r in csv.DictReader(log.read_text().splitlines())] == [1, 3, 4], "two steps an epoch"
+
+
+def splits_of(config: Config):
+    """The benchmark's record, and the splits to train on, to measure and to validate on."""
+    return load_benchmark(config.benchmark, config.data, config.evaluation)
 
 
 OTHERS = ["vmf", "loss_prediction", "proxy_nca", "idml_contrastive", "triplet_mixup", "idml_margin"]
@@ -76,7 +81,7 @@ def test_warm_up_trains_the_heads_only(tmp_path):
     from accelerate.utils import set_seed
 
     set_seed(0)
-    before = build_model(config, load_benchmark(config)[0], variants["idml"]).state_dict()
+    before = build_model(config.network, variants["idml"]).state_dict()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"head.semantic.weight", "head.semantic.bias", "head.uncertainty.weight", "head.uncertainty.bias"}
 
@@ -86,7 +91,7 @@ def test_validation_leaves_the_test_classes_closed(tmp_path):
         ROOT / "recipes" / "cub_resnet50.yaml",
         tiny(tmp_path, "evaluate_on=validation", "train_classes=0-3", "val_classes=0.5")[2:],
     )
-    benchmark, training, measured, _ = load_benchmark(config)
+    benchmark, training, measured, _ = splits_of(config)
     everything = benchmark.splits()
     assert not set(training.class_names) & set(measured.class_names)
     assert set(training.class_names) | set(measured.class_names) == set(everything.train.class_names)
@@ -97,7 +102,9 @@ def test_validation_leaves_the_test_classes_closed(tmp_path):
 
 
 def test_list_prints_every_recipe_with_every_variant(capsys):
-    assert train.main(["--list"]) == 0
+    with pytest.raises(SystemExit) as left:
+        train.main(["--list"])
+    assert left.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     recipes = len(list((ROOT / "recipes").glob("*.yaml")))
     assert len(lines) == len(set(lines)) == recipes * len(variants)
@@ -123,7 +130,7 @@ def test_folds_hold_out_every_class_once(tmp_path):
     for fold in range(2):
         arguments = tiny(tmp_path, *more, f"val_fold={fold}")[2:]
         config = load_config(ROOT / "recipes" / "cub_resnet50.yaml", arguments)
-        _, training, measured, _ = load_benchmark(config)
+        _, training, measured, _ = splits_of(config)
         assert not set(training.class_names) & set(measured.class_names)
         held_out += measured.class_names
     assert sorted(held_out) == ["class_0", "class_1", "class_2", "class_3"]
@@ -180,12 +187,12 @@ def test_the_profiler_writes_its_tables(tmp_path):
 
 def test_validation_while_training_chooses_and_stops_honestly(tmp_path, monkeypatch):
     scores = iter([0.5, 0.7, 0.6, 0.6, 0.9])
-    real = train.validate
+    real = epoch_end.validate
 
     def scored(*args):
         return real(*args) | {"recall@1": next(scores)}
 
-    monkeypatch.setattr(train, "validate", scored)
+    monkeypatch.setattr(epoch_end, "validate", scored)
     more = ["validate_every=1", "epochs=9", "train_classes=0-3", "test_classes=4-5", "val_classes=0.5"]
     last = trained(tmp_path, "chosen", *more, "patience=2", "select=best")
     folder = tmp_path / "runs" / "mine" / "chosen" / "seed0"
@@ -204,7 +211,7 @@ def test_validation_while_training_chooses_and_stops_honestly(tmp_path, monkeypa
 def test_validation_classes_are_not_trained_on(tmp_path):
     arguments = tiny(tmp_path, "validate_every=1", "train_classes=0-3", "test_classes=4-5", "val_classes=0.5")[2:]
     config = load_config(ROOT / "recipes" / "cub_resnet50.yaml", arguments)
-    _, training, measured, held_out = load_benchmark(config)
+    _, training, measured, held_out = splits_of(config)
     names = [set(s.class_names) for s in (training, measured, held_out)]
     assert [len(n) for n in names] == [2, 2, 2] and len(set.union(*names)) == 6
 
@@ -267,7 +274,7 @@ def test_a_tracker_is_told(tmp_path):
 
 
 def test_training_from_a_stream_of_shards(tmp_path):
-    from idml_zoo.data.prepare import prepare
+    from idml_zoo.data.preparation.prepare import prepare
 
     record = idml_zoo.table_benchmark("mine", make_folder(tmp_path / "photos"))
     folder, _ = prepare(record, record.splits(), tmp_path, progress=False)
@@ -306,7 +313,7 @@ def test_parameter_groups_follow_the_recipe():
     )
     model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=16)
     criterion = ProxyLoss(4, 16, proxy_uncertainty="learned")
-    rates = {id(p): g["lr"] for g in parameter_groups(config, model, criterion) for p in g["params"]}
+    rates = {id(p): g["lr"] for g in parameter_groups(config.optimizer, model, criterion) for p in g["params"]}
     assert len(rates) == len(list(model.parameters())) + 2
     assert rates[id(criterion.proxies)] == pytest.approx(0.1)
     assert rates[id(criterion.uncertainty)] == rates[id(model.head.uncertainty.weight)] == pytest.approx(3e-3)

@@ -7,23 +7,23 @@ from support.tiny_runs import tiny
 
 from idml_zoo.losses import ProxyLoss
 from idml_zoo.results import read_results
-from idml_zoo.training import monitor
+from idml_zoo.training import console, log
 
 
 def test_a_table_that_cannot_be_made_is_no_failure_of_the_run(tmp_path, capsys):
     assert train.main(tiny(tmp_path, "variant=pa", "epochs=1", "seed=1")) == 0
-    (lost,) = (tmp_path / "board" / "results").rglob("*.npz")
-    lost.unlink()
+    (queries,) = (tmp_path / "board" / "results").rglob("*.npz")
+    queries.unlink()
     assert train.main(tiny(tmp_path, "variant=pa", "epochs=1")) == 0
     assert "the result is saved, but no table can be made" in capsys.readouterr().err
     assert len(read_results(tmp_path / "board" / "results")) == 2
 
 
 def test_the_package_of_another_clone_is_named(tmp_path, monkeypatch, capsys):
-    monitor.warn_of_other_package()
+    console.warn_of_other_package()
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("idml_zoo.__file__", "/other/idml_zoo/__init__.py")
-    monitor.warn_of_other_package()
+    console.warn_of_other_package()
     assert "idml_zoo is imported from /other, not from" in capsys.readouterr().err
 
 
@@ -38,13 +38,13 @@ def test_too_little_memory_is_one_clear_line(tmp_path, monkeypatch, capsys):
 
 def test_a_full_disk_costs_a_line_of_the_log_and_an_empty_log_is_begun_anew(tmp_path, monkeypatch, capsys):
     (tmp_path / "log.csv").write_text("")
-    monitor.keep_rows(tmp_path / "log.csv", 3)
+    log.keep_rows(tmp_path / "log.csv", 3)
     assert not (tmp_path / "log.csv").exists()
-    monitor.append_row(tmp_path / "log.csv", {"step": 1, "loss": 0.5})
-    monitor.append_row(tmp_path / "log.csv", {"step": 5, "loss": 0.5})
-    monitor.keep_rows(tmp_path / "log.csv", 3)
+    log.append_row(tmp_path / "log.csv", {"step": 1, "loss": 0.5})
+    log.append_row(tmp_path / "log.csv", {"step": 5, "loss": 0.5})
+    log.keep_rows(tmp_path / "log.csv", 3)
     assert (tmp_path / "log.csv").read_text() == "step,loss\n1,0.5\n"
-    monitor.append_row(tmp_path / "nowhere" / "log.csv", {"step": 1})
+    log.append_row(tmp_path / "nowhere" / "log.csv", {"step": 1})
     assert "is not written (No such file or directory); training goes on" in capsys.readouterr().err.replace("\n", " ")
 
 

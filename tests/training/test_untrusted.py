@@ -9,6 +9,7 @@ import pytest
 import train
 from conftest import ROOT
 
+from idml_zoo.cli.main import main as command
 from idml_zoo.results import ResultError
 from idml_zoo.studies import repeat
 from idml_zoo.training.config import Config, ConfigError
@@ -78,7 +79,7 @@ def runs(monkeypatch):
 def test_hostile_recipes_are_refused_before_anything_starts(tmp_path, runs, capsys, what):
     changes, message = HOSTILE[what]
     start = time.perf_counter()
-    assert repeat.main([result(tmp_path, **changes), "--out", str(tmp_path / "out")]) == 1
+    assert command(["repeat", result(tmp_path, **changes), "--out", str(tmp_path / "out")]) == 1
     assert time.perf_counter() - start < 2
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err and len(err.splitlines()) == 1
@@ -87,16 +88,16 @@ def test_hostile_recipes_are_refused_before_anything_starts(tmp_path, runs, caps
 
 def test_who_knows_the_recipe_trusts_it(tmp_path, runs, capsys):
     path = result(tmp_path, source="me/images", backbone="hf-hub:me/net", tracker="wandb")
-    assert repeat.main([path, "--out", str(tmp_path / "out")]) == 1
+    assert command(["repeat", path, "--out", str(tmp_path / "out")]) == 1
     assert "Read the recipe; where you trust who wrote it, repeat it with --trust" in capsys.readouterr().err
-    repeat.main([path, "--trust", "--out", str(tmp_path / "out")])
+    command(["repeat", path, "--trust", "--out", str(tmp_path / "out")])
     assert [r["backbone"] for r in runs] == ["hf-hub:me/net"]
     assert runs[0]["tracker"] == "", "a repeated run sends nothing to anybody"
 
 
 def test_ones_own_folder_of_data_may_be_anywhere(tmp_path, runs):
     path = result(tmp_path, data_root="/home/them/data", output="/home/them", leaderboard="/home/them")
-    repeat.main([path, "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+    command(["repeat", path, "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
     assert runs[0]["data_root"] == str(tmp_path / "data")
     assert runs[0]["output"] == str(tmp_path / "out") and runs[0]["leaderboard"] == str(tmp_path / "out/leaderboard")
 
@@ -139,7 +140,7 @@ def test_every_recipe_of_the_leaderboard_and_of_the_project_may_be_repeated():
 )
 def test_nobody_loads_weights_by_an_option(option):
     with pytest.raises(ConfigError, match=f"backbone_options may not have {option}.*backbone_weights"):
-        Config(backbone_options={option: "x"})
+        Config.from_flat({"backbone_options": {option: "x"}})
 
 
 @pytest.mark.parametrize("name", ["{variant:>999999999}", "{variant.__class__}", "{0}", "{seed}", "../x", "a/b"])

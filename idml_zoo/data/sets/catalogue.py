@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.data.benchmark import Benchmark, table_benchmark
-from idml_zoo.data.download import Archive
+from idml_zoo.data.benchmark import Archive, Benchmark, table_benchmark
 from idml_zoo.registry import benchmarks
 
 _CUB_URL = "https://data.caltech.edu/records/65de6-vp158"

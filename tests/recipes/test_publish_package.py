@@ -1,10 +1,10 @@
-"""A model that is given away is measured as it is given away."""
+"""A model that is stored in the package is measured as it is stored."""
 
 import functools
 import shutil
 
+import publish
 import pytest
-import take_away
 import torch
 from safetensors.torch import load_file
 
@@ -23,12 +23,20 @@ def run(tmp_path, monkeypatch):
     shutil.copytree(EMBEDDED / NAME, tmp_path / "model")
     shutil.move(tmp_path / "model" / "results", tmp_path / "board" / "results")
     some = idml_zoo.benchmarks["glyphs"].splits().test.select_classes(range(8))
-    monkeypatch.setattr(take_away, "evaluate", functools.partial(idml_zoo.evaluate, split=some, progress=False))
-    return [str(tmp_path / "model"), NAME, "--leaderboard", str(tmp_path / "board"), "--into", str(tmp_path / "zoo")]
+    monkeypatch.setattr(publish, "evaluate", functools.partial(idml_zoo.evaluate, split=some, progress=False))
+    return [
+        "package",
+        str(tmp_path / "model"),
+        NAME,
+        "--leaderboard",
+        str(tmp_path / "board"),
+        "--into",
+        str(tmp_path / "zoo"),
+    ]
 
 
 def test_half_the_bytes_with_a_card_of_their_own(run, tmp_path, capsys):
-    assert take_away.main(run) == 0
+    assert publish.main(run) == 0
     made = tmp_path / "zoo" / NAME
     line = capsys.readouterr().out.strip()
     assert line == f'"{NAME}": Weights("{sha256_of(made / "model.safetensors")}"),'
@@ -45,14 +53,14 @@ def test_half_the_bytes_with_a_card_of_their_own(run, tmp_path, capsys):
 
 
 def test_what_does_not_fit_is_refused(run, tmp_path, monkeypatch, capsys):
-    assert take_away.main([run[0], "idml_resnet50_cub", *run[2:]]) == 1
+    assert publish.main([*run[:2], "idml_resnet50_cub", *run[3:]]) == 1
     assert "is idml_test_resnet_glyphs, not idml_resnet50_cub" in capsys.readouterr().err
     with monkeypatch.context() as patched:
-        patched.setattr(take_away, "MOST", 100_000)
-        assert take_away.main(run) == 1
+        patched.setattr(publish, "MAX_BYTES", 100_000)
+        assert publish.main(run) == 1
     assert "at most 0 come with the package" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "board")
     (tmp_path / "board" / "results").mkdir(parents=True)
-    assert take_away.main(run) == 1
+    assert publish.main(run) == 1
     assert "has no result of the weights" in capsys.readouterr().err
     assert not (tmp_path / "zoo").exists()
