@@ -15,6 +15,7 @@ _install_old_names()
 
 if TYPE_CHECKING:
     from idml_zoo.data.benchmark import Benchmark, table_benchmark
+    from idml_zoo.evaluation.embed import MeasuredSplit, embed
     from idml_zoo.evaluation.measure import evaluate_embeddings
     from idml_zoo.evaluation.protocol import evaluate, save_result
     from idml_zoo.evaluation.retrieval_metrics import retrieval_metrics
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from idml_zoo.models.zoo import create_model, create_transforms, list_models
     from idml_zoo.registry import benchmarks
     from idml_zoo.reports.card import model_card
+    from idml_zoo.results import TrainingRecord
     from idml_zoo.retrieval.knn import search
     from idml_zoo.similarity import cosine, introspective_distance, introspective_similarity, released_similarity
-    from idml_zoo.types import Embedding, Neighbours
+    from idml_zoo.types import Embedding, Neighbours, RetrievalTask
 
 _PUBLIC = {
     "Benchmark": "data.benchmark",
@@ -37,6 +39,10 @@ _PUBLIC = {
     "cosine": "similarity",
     "create_model": "models.zoo",
     "create_transforms": "models.zoo",
+    "MeasuredSplit": "evaluation.embed",
+    "RetrievalTask": "types",
+    "TrainingRecord": "results",
+    "embed": "evaluation.embed",
     "evaluate": "evaluation.protocol",
     "evaluate_embeddings": "evaluation.measure",
     "introspective_distance": "similarity",
@@ -54,13 +60,17 @@ __all__ = [
     "Benchmark",
     "Embedding",
     "IDMLModel",
+    "MeasuredSplit",
     "Metric",
     "Neighbours",
+    "RetrievalTask",
+    "TrainingRecord",
     "__version__",
     "benchmarks",
     "cosine",
     "create_model",
     "create_transforms",
+    "embed",
     "evaluate",
     "evaluate_embeddings",
     "introspective_distance",

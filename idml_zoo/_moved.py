@@ -23,13 +23,21 @@ MOVED = {
     "cli_results": "cli.results",
     "cli_search": "cli.search",
     "compare": "reports.bootstrap",
+    "data.archives": "data.preparation.archives",
+    "data.cache": "data.loading.cache",
     "data.cars196": "data.sets.cars196",
     "data.catalogue": "data.sets.catalogue",
+    "data.check": "data.preparation.check",
     "data.cub": "data.sets.cub",
+    "data.download": "data.preparation.download",
     "data.glyphs": "data.sets.glyphs",
     "data.inshop": "data.sets.inshop",
     "data.lists": "data.sets.lists",
+    "data.prepare": "data.preparation.prepare",
+    "data.sampler": "data.loading.sampler",
+    "data.sheet": "data.preparation.sheet",
     "data.sop": "data.sets.sop",
+    "data.streaming": "data.loading.streaming",
     "evaluation.knn": "retrieval.knn",
     "evaluation.own": "evaluation.embedders",
     "evaluation.retrieval": "evaluation.retrieval_metrics",
@@ -67,7 +75,7 @@ class _Alias(importlib.abc.Loader):
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of :data:`MOVED` where nothing else did."""
+    """Finds the modules of :data:`MOVED`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -86,4 +94,4 @@ class Finder(importlib.abc.MetaPathFinder):
 def install() -> None:
     """Makes the old names importable, once."""
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.append(Finder())
+        sys.meta_path.insert(0, Finder())  # before those that would find a submodule of a moved package twice

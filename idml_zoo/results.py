@@ -154,6 +154,23 @@ class TrainingRecord:
     statistics: dict[str, float] = field(default_factory=dict)
     trained: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, result: Result) -> TrainingRecord:
+        """Returns what a result says of the training of its weights, for measuring them again."""
+        p = result.provenance
+        commit = str(p.commit) + (" (dirty)" if p.dirty else "")
+        return cls(
+            variant=result.model.variant,
+            pretrained=result.model.pretrained,
+            checkpoint=result.protocol.checkpoint,
+            description=result.training,
+            seconds=p.seconds.get("train"),
+            recipe=p.recipe,
+            weights_sha256=p.weights_sha256,
+            statistics=result.statistics,
+            trained=p.trained or {"command": p.command, "commit": commit, "created": p.created},
+        )
+
 
 @dataclass(frozen=True)
 class Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +94,8 @@ class Embedding:
     def __len__(self) -> int:
         return self.semantic.shape[0]
 
-    def _map(self, function) -> Embedding:  # type: ignore[no-untyped-def]
+    def map(self, function: Callable[[Tensor], Tensor]) -> Embedding:
+        """Returns the embedding whose every field is the function of this one's."""
         norm = None if self.semantic_norm is None else function(self.semantic_norm)
         return Embedding(function(self.semantic), function(self.uncertainty), norm)
 
@@ -102,14 +103,14 @@ class Embedding:
         """The rows of a slice, a boolean mask or an index tensor. (One integer would lose the batch dimension.)"""
         if isinstance(rows, int):
             raise TypeError(f"index an Embedding by slice, mask or index tensor, for example e[{rows}:{rows + 1}]")
-        return self._map(lambda t: t[rows])
+        return self.map(lambda t: t[rows])
 
     def to(self, *args: object, **kwargs: object) -> Embedding:
         """As ``Tensor.to``, for every field."""
-        return self._map(lambda t: t.to(*args, **kwargs))
+        return self.map(lambda t: t.to(*args, **kwargs))  # type: ignore[call-overload]
 
     def detach(self) -> Embedding:
-        return self._map(Tensor.detach)
+        return self.map(Tensor.detach)
 
     @staticmethod
     def cat(parts: Sequence[Embedding]) -> Embedding:

@@ -20,6 +20,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from idml_zoo.files import sha256_of
 from idml_zoo.models.files import CONFIG, WEIGHTS, Spec, WeightsError, read_config
 from idml_zoo.models.zoo import BACKBONES, EMBEDDED, LOCAL, PUBLISHED, create_model, models
 from idml_zoo.reports.card import build_card, check_card, own_results
-from idml_zoo.results import Result, ResultError
+from idml_zoo.results import Result, ResultError, TrainingRecord
 
 MAX_BYTES = 10_000_000  # of weights inside the package
 
@@ -142,22 +143,17 @@ def store_in_package(folder: Path, name: str, leaderboard: Path, root: str, into
 
 def _measure_again(made: Path, old: Result, root: str, dtype: torch.dtype) -> Result:
     """Returns the result of the stored weights, with the history of the result that they were rounded from."""
-    p = old.provenance
     return evaluate(
         create_model(f"{LOCAL}{made}", pretrained=True),
         old.benchmark,
         root=root,
         row=old.row,
         seed=old.seed,
-        variant=old.model.variant,
-        pretrained=old.model.pretrained,
-        checkpoint=old.protocol.checkpoint,
-        training=f"{old.training}, stored as {str(dtype).removeprefix('torch.')}",
-        train_seconds=p.seconds.get("train"),
-        recipe=p.recipe,
-        statistics=old.statistics,
-        weights_sha256=sha256_of(made / WEIGHTS),
-        trained=p.trained or {"command": p.command, "commit": str(p.commit), "created": p.created},
+        training=replace(
+            TrainingRecord.of(old),
+            description=f"{old.training}, stored as {str(dtype).removeprefix('torch.')}",
+            weights_sha256=sha256_of(made / WEIGHTS),
+        ),
     )
 
 

@@ -123,7 +123,7 @@ def test_factor_lies_between_0_and_1_and_bad_tau_is_refused():
     factor = introspective_factor(a, a)
     assert bool((factor >= 0).all()) and bool((factor <= 1).all())
     for bad in (0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"tau must be positive, got {bad}"):
+        with pytest.raises(ValueError, match=f"tau must be positive and finite, got {bad}"):
             introspective_distance(a, a, tau=bad)
 
 

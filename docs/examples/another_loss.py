@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import idml_zoo
 from idml_zoo.data.images import ImageDataset
-from idml_zoo.data.sampler import PKSampler
+from idml_zoo.data.loading.sampler import PKSampler
 from idml_zoo.evaluation.embed import embed
 from idml_zoo.losses.bridge import pack
 

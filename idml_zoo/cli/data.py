@@ -1,4 +1,4 @@
-"""``idml-zoo data list | prepare | verify | show``: parse, call, print."""
+"""The command ``idml-zoo data``: lists, prepares, verifies and shows benchmarks and one's images."""
 
 from __future__ import annotations
 
@@ -8,56 +8,60 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo.cli.images import add_images, add_root, chosen_images, load_images
+from idml_zoo.cli.arguments import add_images, add_root, chosen_images, load_images
 from idml_zoo.data.benchmark import Benchmark
 from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.folders import MANIFEST
 from idml_zoo.registry import benchmarks
 
 if TYPE_CHECKING:
-    from idml_zoo.data.check import Report
+    from idml_zoo.data.preparation.check import Report
     from idml_zoo.data.split import Split
 
 _SUFFIXES = (".png", ".jpg", ".webp")
 
 
-def add_parser(commands: Any) -> None:
+def add_parsers(commands: Any) -> None:
     """Adds ``data`` and its four actions to the command line."""
     parser = commands.add_parser("data", help="find, prepare, verify and look at benchmarks and your own images")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    one = actions.add_parser("list", help="every benchmark: its size, and whether it is here")
-    add_root(one)
-    one.set_defaults(run=_list)
+    listed = actions.add_parser("list", help="every benchmark: its size, and whether its images are on this machine")
+    add_root(listed)
+    listed.set_defaults(run=_list)
 
-    one = actions.add_parser(
+    prepared = actions.add_parser(
         "prepare",
         help="check every image of a benchmark and write one uniform copy of it",
         description="Checks counts, decodes every image, and writes <root>/prepared/<name>: Arrow shards with encoded "
         "images, label, path and split, which the recipes and `datasets` read. Nothing half-written is left behind.",
     )
-    add_images(one)
-    one.add_argument("--download", action="store_true", help="get the official archive first, where a link still lives")
-    one.add_argument("--archive", nargs="+", default=[], metavar="FILE", help="official archive(s) to extract first")
-    one.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read, and list them")
-    one.add_argument("--allow-leaks", action="store_true", help="accept images that are in train and in test")
-    one.add_argument("--force", action="store_true", help="prepare again what is prepared already")
-    one.set_defaults(run=_prepare)
+    add_images(prepared)
+    prepared.add_argument("--download", action="store_true", help="first get the official archive, where a link works")
+    prepared.add_argument("--archive", nargs="+", default=[], metavar="FILE", help="first extract official archive(s)")
+    prepared.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read; list them")
+    prepared.add_argument("--allow-leaks", action="store_true", help="accept images that are in train and in test")
+    prepared.add_argument("--force", action="store_true", help="prepare again what is prepared already")
+    prepared.set_defaults(run=_prepare)
 
-    one = actions.add_parser("verify", help="re-check counts, decode everything, name every broken file, fingerprint")
-    add_images(one)
-    one.set_defaults(run=_verify)
+    verified = actions.add_parser(
+        "verify", help="check counts again, decode every image, name every broken file, print fingerprints"
+    )
+    add_images(verified)
+    verified.set_defaults(run=_verify)
 
-    one = actions.add_parser("show", help="write a contact sheet as a picture")
-    add_images(one)
-    one.add_argument("--out", default="", metavar="FILE", help=f"{', '.join(_SUFFIXES)} (default: <name>-<split>.png)")
-    one.add_argument("--split", choices=("train", "test"), default="train")
-    one.add_argument("--classes", type=int, default=8, help="rows (default 8)")
-    one.add_argument("--images", type=int, default=8, help="columns (default 8)")
-    one.add_argument("--size", type=int, default=112, help="of one image, pixels (default 112)")
-    one.add_argument("--seed", type=int, default=0, help="draws the images of a class (default 0)")
-    one.add_argument("--corruption", metavar="KIND:SEVERITY", help="corrupt the images first, for example blur:3")
-    one.set_defaults(run=_show)
+    shown = actions.add_parser("show", help="write a contact sheet as a picture")
+    add_images(shown)
+    shown.add_argument(
+        "--out", default="", metavar="FILE", help=f"{', '.join(_SUFFIXES)} (default: <name>-<split>.png)"
+    )
+    shown.add_argument("--split", choices=("train", "test"), default="train")
+    shown.add_argument("--classes", type=int, default=8, help="rows (default 8)")
+    shown.add_argument("--images", type=int, default=8, help="columns (default 8)")
+    shown.add_argument("--size", type=int, default=112, help="of each image, pixels (default 112)")
+    shown.add_argument("--seed", type=int, default=0, help="draws the images of a class (default 0)")
+    shown.add_argument("--corruption", metavar="KIND:SEVERITY", help="corrupt the images first, for example blur:3")
+    shown.set_defaults(run=_show)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -65,7 +69,7 @@ def _list(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("name", "here", "train", "test", "title"):
+    for title in ("name", "state", "train", "test", "title"):
         table.add_column(title, justify="right" if title in ("train", "test") else "left", no_wrap=title != "title")
     for name in benchmarks.names():
         record: Benchmark = benchmarks[name]
@@ -79,7 +83,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _state(record: Benchmark, root: str) -> str:
-    """In a word or two, whether a benchmark is at hand; its lists are read, its images are not decoded."""
+    """Returns the state of a benchmark in a word or two. Its lists are read; its images are not decoded."""
     if record.embedded:
         return "embedded"
     if (record.prepared_folder(root) / MANIFEST).is_file():
@@ -94,7 +98,7 @@ def _state(record: Benchmark, root: str) -> str:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from idml_zoo.data.prepare import prepare
+    from idml_zoo.data.preparation.prepare import prepare
 
     record = chosen_images(args)
     if record.embedded:
@@ -103,16 +107,15 @@ def _prepare(args: argparse.Namespace) -> int:
     folder = record.prepared_folder(args.root)
     if (folder / MANIFEST).is_file() and not args.force:
         record.splits(args.root)
-        own = f" --source {folder}" if args.source else ""
-        print(
-            f"{folder} is prepared already; `idml-zoo data verify {record.name}{own}` checks it, --force makes it again"
-        )
+        source = f" --source {folder}" if args.source else ""
+        verify = f"idml-zoo data verify {record.name}{source}"
+        print(f"{folder} is prepared already; `{verify}` checks it, --force makes it again")
         return 0
     if args.archive or args.download:
-        if _is_there(record, args.root):  # of a run that ended later
-            print(f"{record.name} is extracted under {args.root} already; remove it there to extract it again")
+        if _is_extracted(record, args.root):  # by an earlier run, which failed in a later step
+            print(f"{record.name} is extracted under {args.root} already; delete it there to extract it again")
         else:
-            _unpack(record, args)
+            _extract(record, args)
     folder, report = prepare(
         record, record.originals(args.root), args.root, args.skip_broken, args.allow_leaks, sys.stderr.isatty()
     )
@@ -121,7 +124,8 @@ def _prepare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _is_there(record: Benchmark, root: str) -> bool:
+def _is_extracted(record: Benchmark, root: str) -> bool:
+    """Returns whether the original images lie under the data root, with the expected counts."""
     try:
         record.check(record.originals(root))
     except DataError:
@@ -129,21 +133,24 @@ def _is_there(record: Benchmark, root: str) -> bool:
     return True
 
 
-def _unpack(record: Benchmark, args: argparse.Namespace) -> None:
-    """Official archives, given or downloaded, extracted under the data root."""
-    from idml_zoo.data.archives import extract
-    from idml_zoo.data.download import fetch, verify_archive
+def _extract(record: Benchmark, args: argparse.Namespace) -> None:
+    """Extracts official archives, named or downloaded, under the data root.
 
-    known = {a.name: a for a in record.archives}
+    Raises:
+        DataError: an archive is missing, damaged, or has no working link.
+    """
+    from idml_zoo.data.preparation.archives import extract
+    from idml_zoo.data.preparation.download import fetch, verify_archive
+
+    official = {a.name: a for a in record.archives}
     files = [Path(f) for f in args.archive]
     for file in files:
         if not file.is_file():
-            raise DataError(f"no archive {file}")
-        if file.name in known:
-            verify_archive(file, known[file.name])
+            raise DataError(f"no archive {file}; --archive names files that were downloaded by hand")
+        if file.name in official:
+            verify_archive(file, official[file.name])
     if args.download:
-        dead = [a.name for a in record.archives if a.url is None]
-        if dead or not record.archives:
+        if not record.archives or any(a.url is None for a in record.archives):
             raise DataError(f"{record.name} cannot be downloaded any more. {record.remedy}")
         files += [fetch(a, Path(args.root) / "downloads") for a in record.archives]
     for file in files:
@@ -155,14 +162,14 @@ def _unpack(record: Benchmark, args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from idml_zoo.data.check import check_splits
+    from idml_zoo.data.preparation.check import check_splits
 
     record = chosen_images(args)
     splits = load_images(record, args)
     report = check_splits(splits, sys.stderr.isatty())
     _print(report)
-    promised = _promised(record, args)
-    changed = [k for k, v in promised.items() if report.fingerprints[k] != v]
+    expected = _manifest_fingerprints(record, args)
+    changed = [k for k, v in expected.items() if report.fingerprints[k] != v]
     for key in changed:
         print(f"{key}: the fingerprint is not that of the manifest; prepare it again: --force", file=sys.stderr)
     verdict = "ok" if report.ok and not changed else "NOT ok"
@@ -170,7 +177,8 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if verdict == "ok" else 1
 
 
-def _promised(record: Benchmark, args: argparse.Namespace) -> dict[str, str]:
+def _manifest_fingerprints(record: Benchmark, args: argparse.Namespace) -> dict[str, str]:
+    """Returns the fingerprint of each split in the manifest of a prepared copy; {} without one."""
     from idml_zoo.data.store import read_manifest
 
     folder = Path(args.source) if args.source else record.prepared_folder(args.root)
@@ -191,7 +199,7 @@ def _print(report: Report) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from idml_zoo.data.sheet import contact_sheet
+    from idml_zoo.data.preparation.sheet import contact_sheet
 
     record = chosen_images(args)
     splits = load_images(record, args)

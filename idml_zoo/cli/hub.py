@@ -1,4 +1,4 @@
-"""The commands ``idml-zoo card``, ``push`` and ``export``: a trained model, described, published, or made a file."""
+"""The commands ``idml-zoo card``, ``push`` and ``export``, which describe, publish and convert a trained model."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.cli.model import add_model, open_model
+from idml_zoo.cli.arguments import add_model, open_model
 
 
 def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds them to the command line."""
-    one = commands.add_parser("card", help="make a model's card from its result files, or check that they agree")
-    one.add_argument("action", choices=("build", "check"))
-    _add_folder(one)
-    one.add_argument("--repo", metavar="USER/NAME", help="where it will be published (for build)")
-    one.set_defaults(run=_card)
+    """Adds the commands to the command line."""
+    card = commands.add_parser("card", help="make a model's card from its result files, or check that they agree")
+    card.add_argument("action", choices=("build", "check"))
+    _add_folder(card)
+    card.add_argument("--repo", metavar="USER/NAME", help="where it will be published (for build)")
+    card.set_defaults(run=_card)
 
-    one = commands.add_parser("push", help="publish a trained model on the Hugging Face Hub")
-    _add_folder(one)
-    one.add_argument("--repo", required=True, metavar="USER/NAME")
-    one.add_argument("--dry-run", action="store_true", help="check everything and show what would be uploaded")
-    one.add_argument("--private", action="store_true", default=None, help="for a repository that is made now")
-    one.add_argument("--revision", metavar="BRANCH", help="default: the main branch")
-    one.add_argument("--token", help="with write access (default: the one that is logged in, or HF_TOKEN)")
-    one.add_argument("--message", default="Upload with idml_zoo")
-    one.add_argument("--allow-unmeasured", action="store_true", help="publish without a result of these weights")
-    one.set_defaults(run=_push)
+    push = commands.add_parser("push", help="publish a trained model on the Hugging Face Hub")
+    _add_folder(push)
+    push.add_argument("--repo", required=True, metavar="USER/NAME")
+    push.add_argument("--dry-run", action="store_true", help="check everything and show what would be uploaded")
+    push.add_argument("--private", action="store_true", default=None, help="for a repository that is made now")
+    push.add_argument("--revision", metavar="BRANCH", help="default: the main branch")
+    push.add_argument("--token", help="with write access (default: HF_TOKEN, or that of the login)")
+    push.add_argument("--message", default="Upload with idml_zoo")
+    push.add_argument("--allow-unmeasured", action="store_true", help="publish without a result of these weights")
+    push.set_defaults(run=_push)
 
-    one = commands.add_parser("export", help="write a model for another runtime: ONNX, or torch.export")
-    add_model(one)
-    one.add_argument("out", type=Path, help="FILE.onnx or FILE.pt2")
-    one.set_defaults(run=_export)
+    export = commands.add_parser("export", help="write a model for another runtime: ONNX, or torch.export")
+    add_model(export)
+    export.add_argument("out", type=Path, help="FILE.onnx or FILE.pt2")
+    export.set_defaults(run=_export)
 
 
-def _add_folder(one: argparse.ArgumentParser) -> None:
-    one.add_argument("folder", type=Path, help="run folder, or the model's own")
-    one.add_argument(
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="run folder, or the model's folder in it")
+    parser.add_argument(
         "--leaderboard",
         type=Path,
         default=Path("runs/leaderboard"),
@@ -46,7 +46,7 @@ def _add_folder(one: argparse.ArgumentParser) -> None:
 
 
 def _model_folder(folder: Path) -> Path:
-    """Where the model that was measured lies in a run folder, or the folder itself."""
+    """Returns the folder of a run's measured model; ``folder`` itself where it is no run folder."""
     import yaml
 
     from idml_zoo.models.files import CONFIG
@@ -67,10 +67,10 @@ def _card(args: argparse.Namespace) -> int:
         for path in build_card(folder, args.leaderboard / "results", name):
             print(path)
         return 0
-    wrong = check_card(folder)
-    for line in wrong:
+    differences = check_card(folder)
+    for line in differences:
         print(line, file=sys.stderr)
-    if wrong:
+    if differences:
         print(f"{folder}: the card and its results disagree; `idml-zoo card build` makes it anew", file=sys.stderr)
         return 1
     print(f"{folder}: the card says what its results say")
@@ -78,7 +78,7 @@ def _card(args: argparse.Namespace) -> int:
 
 
 def _local_paths(text: str) -> list[str]:
-    """Absolute paths in a command or a recipe, which would be published as they were typed."""
+    """Returns the absolute paths in a command or a recipe, which would be published as they were typed."""
     import re
 
     return re.findall(r"(?:^|(?<=[\s=:'\"]))(?:/|[A-Za-z]:\\)[^\s'\"]+", text, re.MULTILINE)
@@ -91,29 +91,29 @@ def _push(args: argparse.Namespace) -> int:
     from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, WeightsError
     from idml_zoo.models.hub import push, split_name
     from idml_zoo.models.zoo import HUB, LOCAL, create_model
-    from idml_zoo.reports.card import build_card, check_card, own_results
+    from idml_zoo.reports.card import build_card, check_card, results_of_weights
 
     repo, _ = split_name(args.repo)
     folder = _model_folder(args.folder)
     model = create_model(f"{LOCAL}{folder}", pretrained=True)  # strict, with its probe
-    results = own_results(folder, args.leaderboard / "results")
+    results = results_of_weights(folder, args.leaderboard / "results")
     if not results and not args.allow_unmeasured:
         raise WeightsError(
             f"no result under {args.leaderboard / 'results'} is of the weights in {folder}; give their --leaderboard, "
             f"measure them (`idml-zoo eval {LOCAL}{folder} BENCHMARK`), or --allow-unmeasured"
         )
     build_card(folder, args.leaderboard / "results", HUB + repo)
-    if wrong := check_card(folder):
-        raise WeightsError(f"{folder} holds files that are not of these weights: {wrong[0]}; remove them")
+    if differences := check_card(folder):
+        raise WeightsError(f"{folder} holds files that are not of these weights: {differences[0]}; remove them")
     files = {name: folder / name for name in (CONFIG, WEIGHTS, CARD)}
     files |= {r.path("results").as_posix(): r.path(folder / "results") for r in results}
     out = Console(soft_wrap=True, highlight=False)
     out.print(f"{'would go' if args.dry_run else 'goes'} to {repo}:\n{'bytes':>12}  {'sha256':16}  file")
     for name, path in files.items():
         out.print(f"{path.stat().st_size:>12,}  {sha256_of(path)[:16]}  {name}")
-    told = {w for r in results for w in _local_paths(f"{r.provenance.command}\n{r.provenance.recipe or ''}")}
-    if told:
-        out.print(f"note: the results name paths of your machine: {', '.join(sorted(told)[:5])}")
+    paths = {w for r in results for w in _local_paths(f"{r.provenance.command}\n{r.provenance.recipe or ''}")}
+    if paths:
+        out.print(f"note: the results name paths of your machine: {', '.join(sorted(paths)[:5])}")
     if args.dry_run:
         out.print("Nothing was uploaded (--dry-run). Look at the card: " + str(files[CARD]))
         return 0

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo.cli.model import positive
+from idml_zoo.cli.arguments import positive
 from idml_zoo.training.command import add_arguments, launch
 from idml_zoo.training.recipes import QUICKSTART, training_loop
 

@@ -8,12 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idml_zoo.data.classes import class_numbers
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.folders import MANIFEST, PREPARED
 
 if TYPE_CHECKING:
-    from idml_zoo.data.download import Archive
     from idml_zoo.data.split import Splits
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One official file of a benchmark.
+
+    Attributes:
+        name: of the file, without folders.
+        url: http or https; None where every known link is dead.
+        sha256, md5: hexadecimal, "" where unknown; sha256 is checked if both are known.
+        size: bytes; None where unknown.
+    """
+
+    name: str
+    url: str | None
+    sha256: str = ""
+    md5: str = ""
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,17 +143,6 @@ def _place(root: Path, source: str | Path) -> Path | str:
     if (root / source).exists() or (Path(source).suffix == ".parquet" and not Path(source).exists()):
         return root / source
     return source
-
-
-def class_numbers(classes: str | Sequence[int]) -> list[int]:
-    """ "0-2,7" and [0, 1, 2, 7] alike; DataError where the text is neither."""
-    if not isinstance(classes, str):
-        return [int(c) for c in classes]
-    try:
-        ends = [part.strip().partition("-") for part in classes.split(",")]
-        return [c for first, _, last in ends for c in range(int(first), int(last or first) + 1)]
-    except ValueError as error:
-        raise DataError(f"classes must look like '0-99' or '0-9,20', got {classes!r}") from error
 
 
 def _short(choice: Any) -> str:

@@ -164,11 +164,35 @@ class ArrayImages:
         return hashlib.sha256(self.array[index].tobytes()).digest()
 
 
+@dataclass(frozen=True)
+class LoadedImages:
+    """PIL images that are in memory."""
+
+    images: Sequence[Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return decode(self.images[index], self.name(index))
+
+    def encoded(self, index: int) -> bytes:
+        out = io.BytesIO()
+        self.images[index].save(out, "PNG")
+        return out.getvalue()
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def fingerprint(self, index: int) -> bytes:
+        return hashlib.sha256(self.encoded(index)).digest()
+
+
 class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
     """A split as a torch data set: item i is (image ``(3, H, W)``, label, i).
 
     Args:
-        split: the images.
+        split: the images, with labels.
         transform: image (PIL, or uint8 ``(3, H, W)`` where the split's images are cached) to tensor.
     """
 
@@ -185,8 +209,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
 class DrawnImages(ImageDataset):
     """A split whose augmentation depends on nothing but a seed and the number of the draw.
 
-    Item ``(i, n)``, as :class:`~idml_zoo.data.sampler.Numbered` gives them, is (image i as draw n augments it, label,
-    i): the same with any number of loader workers and processes, and in a run that was interrupted.
+    Item ``(i, n)``, as :class:`~idml_zoo.data.loading.sampler.Numbered` yields them, is (image i as draw n augments it,
+    label, i): the same with any number of loader workers and processes, and in a run that was interrupted.
 
     Args:
         split, transform: as in :class:`ImageDataset`; the transform draws from torch's global generator.

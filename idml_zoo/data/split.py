@@ -14,6 +14,8 @@ from idml_zoo.data.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from idml_zoo.types import Embedding, RetrievalTask
+
 
 class ImageSource(Protocol):
     """A list of images that are decoded when asked for."""
@@ -91,6 +93,19 @@ class Split:
         for i in range(len(self)):
             digest.update(self.images.fingerprint(i))
         return digest.hexdigest()
+
+    def task(self, embedding: Embedding) -> RetrievalTask:
+        """Returns what is searched in what, for an embedding of this split's images.
+
+        Raises:
+            ValueError: another number of embeddings than images.
+        """
+        import torch
+
+        from idml_zoo.types import RetrievalTask
+
+        is_query = None if self.queries is None else torch.from_numpy(self.queries)
+        return RetrievalTask.of(embedding, torch.from_numpy(np.asarray(self.labels, dtype=np.int64)), is_query)
 
     def select_classes(self, classes: Sequence[int] | np.ndarray) -> Split:
         """The images of some classes, relabelled from 0 in the given order of classes; of none, an empty split."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from idml_zoo.data.benchmark import class_numbers
+from idml_zoo.data.classes import class_range
 from idml_zoo.data.errors import DataError, MissingDataError
 from idml_zoo.data.split import ImageSource, Split, Splits
 
@@ -186,17 +186,6 @@ def _table(
     images = EncodedImages(pictures, titles, paths if within else (), within)
     roles = np.array(table[_ROLE].to_pylist(), dtype=object) if _ROLE in table.column_names else None
     return Table(images, np.searchsorted(known, labels), class_names, origin, roles)
-
-
-def class_range(text: str | Sequence[int], count: int) -> np.ndarray:
-    """Classes from "0-99", "0-9,20", or a list of numbers; DataError where one is not in [0, count)."""
-    chosen = class_numbers(text)
-    wrong = [c for c in chosen if not 0 <= c < count]
-    if wrong or len(set(chosen)) != len(chosen):
-        raise DataError(
-            f"classes {text!r}: must be different numbers in 0–{count - 1}" + (f"; {wrong[0]} is not" if wrong else "")
-        )
-    return np.array(chosen, dtype=np.int64)
 
 
 def disjoint_splits(

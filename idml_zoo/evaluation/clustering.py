@@ -34,15 +34,15 @@ def expected_mutual_information(first: np.ndarray, second: np.ndarray) -> float:
     total = int(first.sum())
     (sizes_a, count_a), (sizes_b, count_b) = (np.unique(s, return_counts=True) for s in (first, second))
     log_factorial = gammaln(np.arange(total + 1) + 1.0)
-    found = 0.0
+    information = 0.0
     for a, times_a in zip(sizes_a.tolist(), count_a.tolist(), strict=True):
         for b, times_b in zip(sizes_b.tolist(), count_b.tolist(), strict=True):
             n = np.arange(max(1, a + b - total), min(a, b) + 1)
             log_p = log_factorial[[a, b, total - a, total - b]].sum() - log_factorial[total]
             log_p = log_p - (log_factorial[n] + log_factorial[a - n] + log_factorial[b - n])
             log_p -= log_factorial[total - a - b + n]
-            found += times_a * times_b * float((n / total * np.log(total * n / (a * b)) * np.exp(log_p)).sum())
-    return found
+            information += times_a * times_b * float((n / total * np.log(total * n / (a * b)) * np.exp(log_p)).sum())
+    return information
 
 
 def adjusted_mutual_information(labels: np.ndarray, clusters: np.ndarray) -> float:
@@ -83,11 +83,11 @@ def cluster_metrics(
     points = torch.as_tensor(vectors, dtype=torch.float32)
     for seed in seeds:
         dtype = scan_dtype("auto", points.device)
-        found = kmeans(points, len(np.unique(labels)), seed, ITERATIONS, dtype).clusters.cpu().numpy()
+        clusters = kmeans(points, len(np.unique(labels)), seed, ITERATIONS, dtype).clusters.cpu().numpy()
         # chance level is 0 and may be undershot by noise; 1 may be overshot by rounding
-        ami = min(1.0, max(0.0, adjusted_mutual_information(labels, found)))
-        nmi = min(1.0, normalized_mutual_info_score(labels, found))
-        rows.append((nmi, ami, pairwise_f1(labels, found)))
+        ami = min(1.0, max(0.0, adjusted_mutual_information(labels, clusters)))
+        nmi = min(1.0, normalized_mutual_info_score(labels, clusters))
+        rows.append((nmi, ami, pairwise_f1(labels, clusters)))
     values = np.array(rows)
     spread = values.std(0, ddof=1) if len(rows) > 1 else np.zeros(3)
     names = ("nmi", "ami", "f1")

@@ -10,20 +10,21 @@ from torch import nn
 
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.embed import evaluating
+from idml_zoo.metric import Metric
 
 _SECONDS = 0.3  # for which the rate is measured
 
 
 def embedding_cost(
-    model: Any, transform: TransformConfig | None, dim: int, similarity: str, device: torch.device, batch_size: int = 64
+    model: Any, transform: TransformConfig | None, dim: int, metric: Metric, device: torch.device, batch_size: int = 64
 ) -> dict[str, float]:
-    """Cost figures of a model that takes tensors; of one that takes PIL images only the bytes.
+    """Measures what a model that takes tensors costs; of a model that takes PIL images only the bytes.
 
     Args:
         model: in whatever mode.
         transform: its preprocessing; None where it takes PIL images.
         dim: D of its embedding.
-        similarity: that search uses.
+        metric: of the search.
         device: where the rate is measured.
         batch_size: images at once, for the rate.
 
@@ -32,7 +33,7 @@ def embedding_cost(
         uncertainty too); ``gmacs``: 1e9 multiply-adds for one image, as torch counts them; ``images_per_second``:
         forward passes of a batch of random images, on this device and as busy as it was.
     """
-    cost = {"bytes_per_image": 4.0 * dim * (2 if similarity == "introspective" else 1)}
+    cost = {"bytes_per_image": 4.0 * dim * (2 if metric.introspective else 1)}
     if transform is None:
         return cost
     side = transform.image_size
@@ -62,9 +63,9 @@ def _rate(model: nn.Module, images: torch.Tensor) -> float:
 
     model(images)
     wait()
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < _SECONDS or not done:
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < _SECONDS or not count:
         model(images)
         wait()
-        done += len(images)
-    return done / (time.perf_counter() - start)
+        count += len(images)
+    return count / (time.perf_counter() - start)

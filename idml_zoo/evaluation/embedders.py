@@ -28,24 +28,24 @@ def as_embedding(output: Any, count: int) -> Embedding:
     """
     if isinstance(output, Embedding):
         return output
-    vector, doubt = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
+    vector, uncertainty = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
     try:
         vector = _as_tensor(vector)
-        doubt = None if doubt is None else _as_tensor(doubt)
+        uncertainty = None if uncertainty is None else _as_tensor(uncertainty)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{_WANTED}, got {type(output).__name__}") from error
     if vector.ndim != 2 or len(vector) != count or not vector.is_floating_point():
         raise ValueError(f"{_WANTED}, got {vector.dtype} of shape {tuple(vector.shape)} for {count} images")
     wide = vector.float()
-    if doubt is None:
-        doubt = torch.zeros_like(wide)
-    elif doubt.shape in ((count,), (count, 1)) and vector.shape[1] > 1:
-        if bool((doubt < 0).any()):
+    if uncertainty is None:
+        uncertainty = torch.zeros_like(wide)
+    elif uncertainty.shape in ((count,), (count, 1)) and vector.shape[1] > 1:
+        if bool((uncertainty < 0).any()):
             raise ValueError("an uncertainty level is negative; levels are ‖u‖ ≥ 0 (take exp or softplus of a logit)")
-        doubt = F.pad(doubt.float().view(count, 1), (0, wide.shape[1] - 1))  # its norm is the level
-    if doubt.shape != wide.shape:
-        raise ValueError(f"{_WANTED}; the uncertainty has shape {tuple(doubt.shape)} for {count} images")
-    return Embedding(F.normalize(wide), doubt.to(wide), torch.linalg.vector_norm(wide, dim=1))
+        uncertainty = F.pad(uncertainty.float().view(count, 1), (0, wide.shape[1] - 1))  # its norm is the level
+    if uncertainty.shape != wide.shape:
+        raise ValueError(f"{_WANTED}; the uncertainty has shape {tuple(uncertainty.shape)} for {count} images")
+    return Embedding(F.normalize(wide), uncertainty.to(wide), torch.linalg.vector_norm(wide, dim=1))
 
 
 def _as_tensor(values: Any) -> torch.Tensor:
@@ -102,7 +102,9 @@ def as_embedder(model: Any, transform: TransformConfig | None = None, name: str 
         return OwnModel(model, None, name)
     if not callable(model):
         raise TypeError(f"a model must be callable or have encode(images), got {type(model).__name__}")
-    own = getattr(model, "transform", None)
+    transform_of_model = getattr(model, "transform", None)
     if transform is None:
-        transform = own if isinstance(own, TransformConfig) else TransformConfig.of_network(model)
+        transform = (
+            transform_of_model if isinstance(transform_of_model, TransformConfig) else TransformConfig.of_network(model)
+        )
     return OwnModel(model, transform, name)

@@ -64,8 +64,8 @@ def _in_batch(loss: Callable[..., Tensor], far: float) -> Callable[[Tensor, Tens
 
 def _to_proxies(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """One image, its own proxy and another."""
-    own = torch.zeros(1, dtype=torch.int64)
-    return lambda positive, negative: loss(torch.stack([positive, negative])[None], own)
+    label = torch.zeros(1, dtype=torch.int64)
+    return lambda positive, negative: loss(torch.stack([positive, negative])[None], label)
 
 
 def _margin(positive: Tensor, negative: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def pair_gradients(
 ) -> PairGradients:
     """|∂L/∂α| of a positive and of a negative pair against x = β/(τα), at fixed α, relative to x = 0; by autograd.
 
-    What is found [D]:
+    The result [D]:
 
     - Contrastive, triplet and margin follow :func:`slope` exactly, until the hinge of a margin positive closes (D ≤ 1)
       and it is left alone. So do FastAP and ProxyNCA where both pairs are equally far, and so equally ranked.
@@ -257,8 +257,8 @@ def sample_gradients(
         s = semantic[rows].requires_grad_()
         introspective = introspective_similarity(Embedding(s, uncertainty[rows]), prototypes, tau)
         plain = s @ prototypes.T
-        own, as_plain = (_weights(matrix, labels[rows], scale, margin) for matrix in (introspective, plain))
-        for i, (matrix, weights) in enumerate(((introspective, own), (plain, as_plain), (introspective, as_plain))):
+        ours, plainly = (_weights(matrix, labels[rows], scale, margin) for matrix in (introspective, plain))
+        for i, (matrix, weights) in enumerate(((introspective, ours), (plain, plainly), (introspective, plainly))):
             (full,) = torch.autograd.grad(matrix, s, weights, retain_graph=True)
             unit = s.detach()
             norms[i, rows] = torch.linalg.vector_norm(full - (full * unit).sum(1, keepdim=True) * unit, dim=1)

@@ -58,15 +58,15 @@ def kmeans(
     state = _State(points, clusters, seed, dtype)
     for iteration in range(1, iterations + 1):
         if not state.step():
-            return Clustering(state.own, state.objective(), iteration, True)
-    return Clustering(state.own, state.objective(), iterations, False)
+            return Clustering(state.cluster, state.objective(), iteration, True)
+    return Clustering(state.cluster, state.objective(), iterations, False)
 
 
 class _State:
-    """Points, centroids, and what is known of their nearness: x·c − ‖c‖²/2, which falls with the distance.
+    """Points, centroids, and bounds of their nearness: x·c − ‖c‖²/2, which falls with the distance.
 
     Attributes:
-        own: ``(N,)`` cluster of each point; ``near``: ``(N,)`` nearness of its centroid.
+        cluster: ``(N,)`` cluster of each point; ``near``: ``(N,)`` nearness of its centroid.
         other: ``(N,)`` what the nearness of any other centroid cannot exceed.
     """
 
@@ -76,7 +76,7 @@ class _State:
         # one more column carries −‖c‖²/2, so that a nearness is one product
         self.points = torch.cat([points, points.new_ones(len(points), 1)], 1)
         self.table = self._rows(points[torch.from_numpy(chosen).to(points.device)])
-        self.own = torch.full((len(points),), -1, device=points.device)
+        self.cluster = torch.full((len(points),), -1, device=points.device)
         self.near = points.new_full((len(points),), -torch.inf)
         self.other = points.new_full((len(points),), torch.inf)
         self.moved = torch.arange(clusters, device=points.device)
@@ -86,88 +86,88 @@ class _State:
         return torch.cat([centroids, centroids.double().square().sum(1, keepdim=True).div(-2).float()], 1)
 
     def _nearness(self, rows: Tensor) -> Tensor:
-        """Of each row's own centroid, as the scan scores it: in float64, rounded to float32."""
+        """Returns the nearness of each row's centroid, as the scan scores it: in float64, rounded to float32."""
         out = torch.empty(len(rows), device=rows.device)
         for part in torch.arange(len(rows), device=rows.device).split(1 << 14):
             r = rows[part]
-            out[part] = (self.points[r].double() * self.table[self.own[r]].double()).sum(1).float()
+            out[part] = (self.points[r].double() * self.table[self.cluster[r]].double()).sum(1).float()
         return out
 
     def _nearest(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """The two nearest among the centroids ``columns`` of each of ``rows``: ``(R, 2)`` columns and nearness."""
+        """Returns the two centroids of ``columns`` nearest to each of ``rows``: ``(R, 2)`` columns and nearness."""
         scan = Scan(self.table[columns], dtype=self.dtype, slack=2)
         count = min(2, len(columns))
         index = torch.zeros(len(rows), 2, dtype=torch.int64, device=rows.device)
         near = self.points.new_full((len(rows), 2), -torch.inf)
         for part in torch.arange(len(rows), device=rows.device).split(max(64, _BLOCK // len(columns))):
-            found = scan.nearest(self.points[rows[part]], count)
-            index[part, :count], near[part, :count] = columns[found[0]], found[1]
+            nearest = scan.nearest(self.points[rows[part]], count)
+            index[part, :count], near[part, :count] = columns[nearest[0]], nearest[1]
         return index, near
 
     def step(self) -> bool:
-        """One iteration; False where no point changed its cluster."""
-        before = self.own.clone()
+        """Does one iteration; returns False where no point changed its cluster."""
+        before = self.cluster.clone()
         everyone = torch.arange(len(self.points), device=self.points.device)
         if len(self.moved) * 2 > len(self.table):
             self._compare(everyone)
         else:
             self._compare_moved(everyone)
-        changed = (self.own != before).nonzero().squeeze(1)
+        changed = (self.cluster != before).nonzero().squeeze(1)
         if not len(changed):
             return False
-        affected = torch.cat([self.own[changed], before[changed]]).unique()
+        affected = torch.cat([self.cluster[changed], before[changed]]).unique()
         self._move(affected[affected >= 0])
         return True
 
     def _compare(self, rows: Tensor) -> None:
-        """With all centroids."""
+        """Compares points with all centroids."""
         index, near = self._nearest(rows, torch.arange(len(self.table), device=rows.device))
-        self.own[rows], self.near[rows], self.other[rows] = index[:, 0], near[:, 0], near[:, 1]
+        self.cluster[rows], self.near[rows], self.other[rows] = index[:, 0], near[:, 0], near[:, 1]
 
     def _compare_moved(self, everyone: Tensor) -> None:
-        """With the moved centroids; with all of them where the bounds leave that open."""
-        place = torch.full((len(self.table),), -1, device=everyone.device)  # among the moved ones
-        place[self.moved] = torch.arange(len(self.moved), device=everyone.device)
-        mine = (place[self.own] >= 0).nonzero().squeeze(1)
-        self.near[mine] = self._nearness(mine)
+        """Compares points with the moved centroids; with all of them where the bounds leave that open."""
+        slot = torch.full((len(self.table),), -1, device=everyone.device)  # among the moved ones
+        slot[self.moved] = torch.arange(len(self.moved), device=everyone.device)
+        members = (slot[self.cluster] >= 0).nonzero().squeeze(1)  # points of a cluster whose centroid has moved
+        self.near[members] = self._nearness(members)
         scan = Scan(self.table[self.moved], dtype=self.dtype)
         ceiling = torch.empty_like(self.near)
         for rows in everyone.split(max(64, _BLOCK // len(self.moved))):
-            ceiling[rows] = scan.ceiling(self.points[rows], own=place[self.own[rows]])
+            ceiling[rows] = scan.ceiling(self.points[rows], self_rows=slot[self.cluster[rows]])
         reached = ceiling >= self.near
         quiet = ~reached  # no moved centroid can be as near as their own
-        lost = quiet & (self.other >= self.near)  # but one that stayed may be
+        undecided = quiet & (self.other >= self.near)  # but one that stayed may be
         self.other = torch.where(quiet, torch.maximum(self.other, ceiling), self.other)
         if bool(reached.any()):
-            lost[self._contest(reached.nonzero().squeeze(1))] = True
-        if bool(lost.any()):
-            self._compare(lost.nonzero().squeeze(1))
+            undecided[self._contest(reached.nonzero().squeeze(1))] = True
+        if bool(undecided.any()):
+            self._compare(undecided.nonzero().squeeze(1))
 
     def _contest(self, rows: Tensor) -> Tensor:
         """Gives ``rows`` to the nearest of their own and the moved centroids; returns those still open."""
         index, near = self._nearest(rows, self.moved)
-        own, mine, other = self.own[rows], self.near[rows], self.other[rows]
-        itself = index[:, 0] == own  # then the nearest other is the second
+        cluster, near_own, other = self.cluster[rows], self.near[rows], self.other[rows]
+        itself = index[:, 0] == cluster  # then the nearest other is the second
         rival, rival_near = torch.where(itself, index[:, 1], index[:, 0]), torch.where(itself, near[:, 1], near[:, 0])
-        third = torch.where(itself | (index[:, 1] == own), -torch.inf, near[:, 1])
-        wins = (rival_near > mine) | ((rival_near == mine) & (rival < own))
-        best = torch.maximum(rival_near, mine)
+        third = torch.where(itself | (index[:, 1] == cluster), -torch.inf, near[:, 1])
+        wins = (rival_near > near_own) | ((rival_near == near_own) & (rival < cluster))
+        best = torch.maximum(rival_near, near_own)
         # what is left of the others: the loser of the two, and the moved ones behind them
-        loser = torch.minimum(rival_near, mine)
+        loser = torch.minimum(rival_near, near_own)
         self.other[rows] = torch.maximum(other, torch.where(wins, torch.maximum(loser, third), rival_near))
-        self.own[rows], self.near[rows] = torch.where(wins, rival, own), best
+        self.cluster[rows], self.near[rows] = torch.where(wins, rival, cluster), best
         return rows[other >= best]
 
     def _move(self, affected: Tensor) -> None:
-        """The affected centroids to the mean of their members; the empty ones to the points that lie farthest."""
+        """Moves the affected centroids to the mean of their members; the empty ones to the points that lie farthest."""
         slot = torch.full((len(self.table),), -1, device=affected.device)
         slot[affected] = torch.arange(len(affected), device=affected.device)
-        members = (slot[self.own] >= 0).nonzero().squeeze(1)
-        place = slot[self.own[members]]
-        count = torch.bincount(place, minlength=len(affected))
+        members = (slot[self.cluster] >= 0).nonzero().squeeze(1)
+        position = slot[self.cluster[members]]
+        count = torch.bincount(position, minlength=len(affected))
         total = self.points.new_zeros(len(affected), self.points.shape[1] - 1, dtype=torch.float64)
         for part in torch.arange(len(members), device=members.device).split(1 << 14):
-            total.index_add_(0, place[part], self.points[members[part], :-1].double())
+            total.index_add_(0, position[part], self.points[members[part], :-1].double())
         mean = (total / count.clamp(min=1)[:, None]).float()
         empty = (count == 0).nonzero().squeeze(1)
         if len(empty):
@@ -180,6 +180,6 @@ class _State:
     def objective(self) -> float:
         total = 0.0
         for part in torch.arange(len(self.points), device=self.points.device).split(1 << 14):
-            off = self.points[part, :-1].double() - self.table[self.own[part], :-1].double()
+            off = self.points[part, :-1].double() - self.table[self.cluster[part], :-1].double()
             total += float(off.square().sum())
         return total / len(self.points)

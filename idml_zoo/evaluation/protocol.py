@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,132 +21,150 @@ from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import kmeans_settings
 from idml_zoo.evaluation.cost import embedding_cost
-from idml_zoo.evaluation.embed import as_device, embed
+from idml_zoo.evaluation.embed import Compute, MeasuredSplit, as_device, embed_split
 from idml_zoo.evaluation.embedders import as_embedder
-from idml_zoo.evaluation.measure import CLUSTER_SEEDS, corruption_curves, measure
-from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
+from idml_zoo.evaluation.measure import CLUSTER_SEEDS, clustering, corruption_curves, measure
+from idml_zoo.evaluation.old_keywords import accepts_keywords_of_01
+from idml_zoo.evaluation.provenance import code_state, command, device_name, training_record, versions
+from idml_zoo.evaluation.retrieval_metrics import as_labels
 from idml_zoo.files import utc_now, write_file
+from idml_zoo.metric import TAU, Metric
 from idml_zoo.registry import benchmarks, unknown_name
-from idml_zoo.results import ModelInfo, Protocol, Provenance, Result
-from idml_zoo.retrieval.knn import SIMILARITIES
-from idml_zoo.similarity import TAU, check_tau
-from idml_zoo.types import Embedding
+from idml_zoo.results import ModelInfo, Protocol, Provenance, Result, TrainingRecord
 
 
+@accepts_keywords_of_01
 def evaluate(
     model: Any,
     benchmark: str | Benchmark,
     *,
     root: str | Path = "data",
-    transform: TransformConfig | None = None,
     row: str | None = None,
     seed: int = 0,
-    similarity: str = "cosine",
-    tau: float | None = None,
+    metric: Metric | str | None = None,
+    transform: TransformConfig | None = None,
     cluster_seeds: Sequence[int] = CLUSTER_SEEDS,
-    corruptions: Sequence[str] = (),
-    severities: Sequence[int] = (1, 2, 3, 4, 5),
-    batch_size: int = 64,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    split: Split | None = None,
-    split_name: str = "test",
-    embedding: Embedding | None = None,
-    embed_seconds: float = 0.0,
-    variant: str | None = None,
-    pretrained: str | None = None,
-    checkpoint: str | None = None,
-    training: str | None = None,
-    train_seconds: float | None = None,
-    recipe: str | None = None,
-    weights_sha256: str | None = None,
-    statistics: dict[str, float] | None = None,
-    trained: dict[str, str] | None = None,
-    progress: bool = True,
+    corruptions: Sequence[str] | Mapping[str, Sequence[int]] = (),
+    split: Split | MeasuredSplit | None = None,
+    training: TrainingRecord | None = None,
+    **compute: Any,
 ) -> Result:
-    """Measures a model on a benchmark's test split.
+    """Measures a model on a benchmark's test split; :func:`save_result` writes what it returns.
 
     Args:
-        model: a model of the zoo, or one's own: a callable of ``(B, 3, S, S)`` images, a timm network, or an object
-            with ``encode(list of PIL images)``; it returns vectors, or pairs of vectors and uncertainties (see
-            ``idml_zoo.evaluation.embedders``).
-        benchmark: a registered name ("cub") or a record (see ``idml_zoo.table_benchmark``).
+        model: a model of the zoo, or your own; see :func:`~idml_zoo.evaluation.embedders.as_embedder`.
+        benchmark: a registered name ("cub") or a record (see :func:`idml_zoo.table_benchmark`).
         root: the folder that holds the data.
-        transform: preprocessing; None for the model's own.
         row: name of the leaderboard row; default head and backbone.
-        seed: which seed of that row this is.
-        similarity: what search uses, "cosine" or "introspective".
-        tau: temperature of the introspective distance; None for that which the model was trained with (its ``tau``,
-            else 5).
+        seed: which seed of that row this is, at least 0.
+        metric: of the search: "cosine", "introspective" (with the temperature that the model was trained with), or a
+            :class:`~idml_zoo.Metric`. Default: the cosine.
+        transform: preprocessing; None for the model's own.
         cluster_seeds: seeds of k-means.
-        corruptions: names of ``idml_zoo.data.corruptions``: also measure corrupted queries in the clean gallery, at
-            each of ``severities``; every one embeds all images once more.
-        batch_size, workers, device, progress: how to compute the embeddings.
-        split, split_name: measure this split of the benchmark instead of its test split.
-        embedding: of that split, by this model, where it is there already (for a second similarity); it took
-            ``embed_seconds``, which count as evaluation.
-        variant, pretrained, checkpoint, training, train_seconds, recipe, weights_sha256, statistics, trained: where
-            the model comes from; recorded in the result, not checked. Where they are not given, loaded weights say it
-            themselves, and of a model of one's own ``variant`` and ``pretrained`` are "unknown".
-
-    Returns:
-        A Result; :func:`save_result` writes it.
+        corruptions: names of :mod:`idml_zoo.data.corruptions`, at severities 1 to 5, or names with their severities:
+            also measure corrupted queries in the clean gallery. Each embeds all images once more.
+        split: measure this split instead of the benchmark's test split.
+        training: where the weights come from; recorded, not checked. None: loaded weights say it themselves.
+        compute: ``batch_size``, ``workers``, ``device``, ``progress``: see :func:`idml_zoo.embed`.
 
     Raises:
         DataError: data missing, broken, or not what the benchmark expects.
-        ValueError: embeddings that are not finite or not of unit norm; a model that returns something else; an
-            argument that is none, before anything is computed.
+        TypeError: an unknown keyword.
+        ValueError: a bad argument, before anything is computed; embeddings that are not finite or not of unit norm.
     """
+    if not set(compute) <= {f.name for f in fields(Compute)}:
+        raise TypeError(f"evaluate() has no argument {sorted(set(compute) - {f.name for f in fields(Compute)})[0]!r}")
     record = benchmarks[benchmark] if isinstance(benchmark, str) else benchmark
-    _check_arguments(record.name, row, seed, similarity, tau, corruptions, severities)
-    split = record.splits(root).test if split is None else split
-    if not len(split):  # as the training split of a benchmark whose every class tests
-        raise DataError(f"{record.name}: the {split_name} split has no images to measure")
-    device = as_device(device)
-    started = time.perf_counter()
+    _check_names(record.name, row, seed)
+    metric, severities = _metric_of(model, metric), _severities(corruptions)
+    if not isinstance(split, MeasuredSplit):
+        split = MeasuredSplit(record.splits(root).test if split is None else split)
+    if not len(split.split):  # as the training split of a benchmark whose every class tests
+        raise DataError(f"{record.name}: the {split.name} split has no images to measure")
+    how = Compute(**compute)
+    how = replace(how, device=as_device(how.device))
     model = as_embedder(model, transform)
-    tau = getattr(model, "tau", TAU) if tau is None else tau
-    known = _history(model)
-    weights_sha256 = known["weights_sha256"] if weights_sha256 is None else weights_sha256
     transform = transform or model.transform
-    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device, "progress": progress}
-    if embedding is None:
-        embedding = embed(model, split, transform, **how)
-    severity = split.extras.get("severity")
-    measured = measure(
-        embedding, split.labels, record.ks, cluster_seeds, similarity, severity, queries=split.queries, tau=tau
-    )
-    curves = corruption_curves(model, split, transform, embedding, corruptions, severities, similarity, tau, **how)
-    seconds = {"evaluate": round(embed_seconds + time.perf_counter() - started, 2)}
-    if train_seconds is not None:
-        seconds["train"] = round(train_seconds, 1)
-    commit, dirty = code_state()
-    return Result(
-        benchmark=record.name,
-        row=row or f"{model.config['head']}-{model.config['backbone']}",
-        seed=seed,
-        model=ModelInfo(
+    training = training or training_record(model)
+    return _Job(model, record, split, transform, metric, cluster_seeds, severities, training, how).run(row, seed)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checked call of :func:`evaluate`."""
+
+    model: Any
+    benchmark: Benchmark
+    split: MeasuredSplit
+    transform: TransformConfig | None
+    metric: Metric
+    cluster_seeds: Sequence[int]
+    corruptions: Mapping[str, Sequence[int]]
+    training: TrainingRecord
+    compute: Compute
+
+    def run(self, row: str | None, seed: int) -> Result:
+        started = time.perf_counter()
+        model, split, metric = self.model, self.split.split, self.metric
+        embedding = self.split.embedding
+        if embedding is None:
+            embedding = embed_split(model, split, self.transform, self.compute)
+        task = split.task(embedding)
+        severity = split.extras.get("severity")
+        if severity is not None and split.queries is not None:
+            severity = severity[split.queries]
+        measured = measure(task, metric, self.benchmark.ks, severity)
+        clusters = clustering(embedding, as_labels(split.labels), self.cluster_seeds)
+        curves = corruption_curves(model, split, self.transform, task, self.corruptions, metric, self.compute)
+        seconds = {"evaluate": round(self.split.seconds + time.perf_counter() - started, 2)}
+        if self.training.seconds is not None:
+            seconds["train"] = round(self.training.seconds, 1)
+        device, training = as_device(self.compute.device), self.training
+        return Result(
+            benchmark=self.benchmark.name,
+            row=row or f"{model.config['head']}-{model.config['backbone']}",
+            seed=seed,
+            model=self._model(embedding.dim),
+            protocol=self._protocol(),
+            metrics=measured.metrics | clusters,
+            queries=len(measured.per_query["top1"]),
+            queries_without_positive=measured.without_positive,
+            provenance=self._provenance(device, seconds),
+            training=training.description,
+            statistics=training.statistics,
+            cost=embedding_cost(model, self.transform, embedding.dim, metric, device, self.compute.batch_size),
+            corruptions=curves,
+            per_query=measured.per_query,
+        )
+
+    def _model(self, dim: int) -> ModelInfo:
+        model = self.model
+        return ModelInfo(
             backbone=model.config["backbone"],
             head=model.config["head"],
-            embedding_dim=embedding.dim,
+            embedding_dim=dim,
             pooling=model.pooling,
             parameters=sum(p.numel() for p in model.parameters()),
-            pretrained=known["pretrained"] if pretrained is None else pretrained,
-            variant=known["variant"] if variant is None else variant,
-        ),
-        protocol=Protocol(
-            **_preprocessing(transform),
-            similarity=similarity,
-            kmeans=kmeans_settings(cluster_seeds),
-            checkpoint=known["checkpoint"] if checkpoint is None else checkpoint,
-            split=split_name,
-            tau=tau if similarity == "introspective" and tau != TAU else None,
-            self_removal="by index" if split.queries is None else "queries are not in the gallery",
-        ),
-        metrics=measured.metrics,
-        queries=len(measured.per_query["top1"]),
-        queries_without_positive=measured.without_positive,
-        provenance=Provenance(
+            pretrained=self.training.pretrained,
+            variant=self.training.variant,
+        )
+
+    def _protocol(self) -> Protocol:
+        metric, queries = self.metric, self.split.split.queries
+        return Protocol(
+            **_preprocessing(self.transform),
+            similarity=metric.similarity,
+            kmeans=kmeans_settings(self.cluster_seeds),
+            checkpoint=self.training.checkpoint,
+            split=self.split.name,
+            tau=metric.tau if metric.introspective and metric.tau != TAU else None,
+            self_removal="by index" if queries is None else "queries are not in the gallery",
+        )
+
+    def _provenance(self, device: torch.device, seconds: dict[str, float]) -> Provenance:
+        commit, dirty = code_state()
+        recipe = self.training.recipe
+        return Provenance(
             command=command(),
             commit=commit,
             dirty=dirty,
@@ -156,56 +174,41 @@ def evaluate(
             threads=torch.get_num_threads(),
             seconds=seconds,
             created=utc_now(),
-            data_sha256=split.fingerprint(),
-            weights_sha256=weights_sha256,
+            data_sha256=self.split.split.fingerprint(),
+            weights_sha256=self.training.weights_sha256,
             recipe=recipe,
             recipe_sha256=None if recipe is None else hashlib.sha256(recipe.encode()).hexdigest(),
-            trained=trained or {},
-        ),
-        training=known["training"] if training is None else training,
-        statistics=statistics or {},
-        cost=embedding_cost(model, transform, embedding.dim, similarity, device, batch_size),
-        corruptions=curves,
-        per_query=measured.per_query,
-    )
+            trained=self.training.trained,
+        )
 
 
-def _history(model: Any) -> dict[str, Any]:
-    """What a model says itself of where it comes from."""
-    if origin := getattr(model, "origin", None):
-        return dict(origin.about(model))
-    source = getattr(model, "backbone_source", "unknown")
-    variant = "unknown" if source == "unknown" else "none"
-    return {"pretrained": source, "variant": variant, "checkpoint": "none", "training": "", "weights_sha256": None}
+def _metric_of(model: Any, metric: Metric | str | None) -> Metric:
+    """Returns a metric as it is, and the metric of a name with the temperature that belongs to the model."""
+    return metric if isinstance(metric, Metric) else Metric(metric or "cosine", getattr(model, "tau", TAU))
 
 
-def _check_arguments(
-    benchmark: str,
-    row: str | None,
-    seed: int,
-    similarity: str,
-    tau: float | None,
-    corruptions: Sequence[str],
-    severities: Sequence[int],
-) -> None:
+def _severities(corruptions: Sequence[str] | Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    every = [int(s) for s in results.SEVERITIES]
+    chosen: dict[str, Sequence[int]] = {}
+    chosen |= corruptions if isinstance(corruptions, Mapping) else dict.fromkeys(corruptions, every)
+    for name, severities in chosen.items():
+        if name not in CORRUPTIONS:
+            raise unknown_name("corruption", name, CORRUPTIONS)
+        if wrong := [s for s in severities if s not in every]:
+            raise ValueError(f"severities are 1 to 5, got {wrong[0]}")
+    return chosen
+
+
+def _check_names(benchmark: str, row: str | None, seed: int) -> None:
     results.check_name("benchmark", benchmark)
     if row is not None:
         results.check_name("row", row)
     if seed < 0:
         raise ValueError(f"seed must be an integer ≥ 0, got {seed}")
-    if similarity not in SIMILARITIES:
-        raise unknown_name("search similarity", similarity, SIMILARITIES)
-    if tau is not None:
-        check_tau(tau)
-    for name in corruptions:
-        if name not in CORRUPTIONS:
-            raise unknown_name("corruption", name, CORRUPTIONS)
-    if wrong := [s for s in severities if str(s) not in results.SEVERITIES]:
-        raise ValueError(f"severities are 1 to 5, got {wrong[0]}")
 
 
 def _preprocessing(transform: TransformConfig | None) -> dict[str, Any]:
-    """What the protocol records of it; a model that takes PIL images does its own."""
+    """Returns what the protocol records of the preprocessing; a model that takes PIL images does its own."""
     if transform is None:
         return {"image_size": 0, "crop_fraction": 1.0, "interpolation": "the model's own", "mean": [], "std": []}
     mean, std = list(transform.mean), list(transform.std)

@@ -7,22 +7,32 @@ import shlex
 import subprocess
 import sys
 from functools import lru_cache
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from idml_zoo.results import TrainingRecord
 from idml_zoo.version import __version__
+
+
+def _checkout() -> Path | None:
+    """Returns the folder of the clone that holds this package; None where it is installed."""
+    folder = Path(str(resources.files("idml_zoo"))).parent
+    is_clone = (folder / ".git").exists() and (folder / "pyproject.toml").is_file()
+    return folder if is_clone else None
 
 
 @lru_cache(maxsize=1)
 def code_state() -> tuple[str | None, bool | None]:
-    """Commit of the checkout this package runs from and whether it is dirty; (None, None) where it is installed.
+    """Returns the commit of the checkout that this package runs from, and whether it is dirty.
 
+    (None, None) where the package is installed without a checkout.
     Remembered from the first call, so that a long run that asks at its start records the code it runs.
     """
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists() or not (root / "pyproject.toml").is_file():
+    root = _checkout()
+    if root is None:
         return None, None
     try:
         run = [
@@ -35,7 +45,8 @@ def code_state() -> tuple[str | None, bool | None]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "idml_zoo": __version__}
+    """Returns the versions of Python, of this package and of those that change numbers."""
+    installed = {"python": platform.python_version(), "idml_zoo": __version__}
     for name in (
         "torch",
         "torchvision",
@@ -48,39 +59,49 @@ def versions() -> dict[str, str]:
         "faiss-cpu",
     ):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @lru_cache(maxsize=1)
 def processor() -> str:
-    """The CPU's name, else its architecture, and the instructions that torch uses of it: both change last bits."""
-    found = None
+    """Returns the CPU's name or architecture, and the instructions that torch uses of it: both change last bits."""
+    name = None
     try:
         if sys.platform == "darwin":
             ask = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            found = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+            name = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
         else:
             lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-            found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+            name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
     except (OSError, subprocess.SubprocessError):
         pass
-    return f"{found or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or "cpu (PROCESSOR, INSTRUCTIONS)"."""
+    """Returns the GPU's name, or "cpu (PROCESSOR, INSTRUCTIONS)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({processor()})"
 
 
 def command() -> str:
+    """Returns the command line of this process, with the program's path relative to the working directory."""
     program = sys.argv[0]
     try:
         program = str(Path(program).resolve().relative_to(Path.cwd()))
     except ValueError:
         program = Path(program).name
     return shlex.join([program, *sys.argv[1:]])
+
+
+def training_record(model: Any) -> TrainingRecord:
+    """Returns what a model says itself of where its weights come from; "unknown" of a model that says nothing."""
+    if origin := getattr(model, "origin", None):
+        about = origin.about(model)
+        return TrainingRecord(**{k: v for k, v in about.items() if k != "training"}, description=about["training"])
+    source = getattr(model, "backbone_source", "unknown")
+    return TrainingRecord(variant="unknown" if source == "unknown" else "none", pretrained=source)

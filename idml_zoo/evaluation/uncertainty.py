@@ -1,4 +1,4 @@
-"""Does a score know when the nearest neighbour is wrong?"""
+"""How well a score predicts that the nearest neighbour is wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def auroc(score: np.ndarray, wrong: np.ndarray) -> float | None:
-    """Area under the ROC curve of ``score`` for ``wrong``: how often a wrong query scores higher than a right one.
+    """Area under the ROC curve of ``score`` for ``wrong``: how often a wrong query scores higher than a correct one.
 
     Args:
         score: ``(N,)`` larger = less sure.
@@ -52,12 +52,12 @@ def aurc(score: np.ndarray, wrong: np.ndarray) -> float | None:
 
 
 def excess_aurc(score: np.ndarray, wrong: np.ndarray) -> float | None:
-    """AURC above that of a score that knows: 0 for one that puts all right queries before all wrong ones.
+    """AURC above that of a perfect score: 0 for a score that puts all right queries before all wrong ones.
 
     (Geifman, Uziel and El-Yaniv, ICLR 2019.) In [0, 1]; None as for :func:`aurc`.
     """
-    found = aurc(score, wrong)
-    return None if found is None else found - float(np.mean(risk_coverage(wrong.astype(float), wrong)[1]))
+    area = aurc(score, wrong)
+    return None if area is None else area - float(np.mean(risk_coverage(wrong.astype(float), wrong)[1]))
 
 
 def calibration_error(score: np.ndarray, wrong: np.ndarray, labels: np.ndarray, bins: int = 15) -> float | None:
@@ -90,10 +90,10 @@ def calibration_error(score: np.ndarray, wrong: np.ndarray, labels: np.ndarray, 
         fit = IsotonicRegression(y_min=0, y_max=1, increasing=False, out_of_bounds="clip")
         probability[part] = fit.fit(score[~part], ~wrong[~part]).predict(score[part])
     _, group, size = np.unique(probability, return_inverse=True, return_counts=True)
-    right = (np.bincount(group, weights=~wrong) / size)[group]
+    correct = (np.bincount(group, weights=~wrong) / size)[group]
     order = np.argsort(probability, kind="stable")
     groups = np.array_split(order, min(bins, len(order)))
-    return float(sum(abs(right[g].sum() - probability[g].sum()) for g in groups) / len(score))
+    return float(sum(abs(correct[g].sum() - probability[g].sum()) for g in groups) / len(score))
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -28,12 +28,12 @@ from idml_zoo.types import Embedding
 
 
 def pack(embedding: Embedding) -> Tensor:
-    """``(B, 2D)`` [semantic | uncertainty] of B images, in the embedding's dtype."""
+    """Returns ``(B, 2D)`` [semantic | uncertainty] of B images, in the embedding's dtype."""
     return torch.cat([embedding.semantic, embedding.uncertainty], 1)
 
 
 def unpack(packed: Tensor) -> Embedding:
-    """The embedding of :func:`pack`; ValueError where the width is odd or the first half has no unit norm."""
+    """Returns the embedding of :func:`pack`; raises ValueError for an odd width or a first half without unit norm."""
     return Embedding(*_halves(packed))
 
 
@@ -48,14 +48,14 @@ def _halves(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _embedding(packed: Tensor) -> Embedding:
-    """Full precision, the semantic half of unit norm, which it is not where PML averages images or learns proxies."""
+    """Unpacks in full precision and normalises the semantic half: PML averages images and learns proxies."""
     with torch.autocast(packed.device.type, enabled=False):
         semantic, uncertainty = _halves(packed if packed.dtype == torch.float64 else packed.float())
         return Embedding(F.normalize(semantic), uncertainty)
 
 
 def _row_by_row(first: Tensor, second: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """``(B,)`` α and the factor exp(−β/(τα)) of row i with row i, without the matrix."""
+    """Returns ``(B,)`` α and the factor exp(−β/(τα)) of row i with row i, without the matrix."""
     a, b = _embedding(first), _embedding(second)
     alpha = torch.linalg.vector_norm(a.semantic - b.semantic, dim=1).clamp(min=ALPHA_FLOOR)
     beta = torch.linalg.vector_norm(a.uncertainty + b.uncertainty, dim=1)
@@ -63,7 +63,7 @@ def _row_by_row(first: Tensor, second: Tensor, tau: float) -> tuple[Tensor, Tens
 
 
 def _define() -> dict[str, Any]:
-    """The two classes. They cannot stand at module level: their bases are PML's."""
+    """Returns the two classes by name. They cannot stand at module level: their bases are PML's."""
     try:
         distances = importlib.import_module("pytorch_metric_learning.distances")
     except ImportError as error:
@@ -71,9 +71,11 @@ def _define() -> dict[str, Any]:
             f"the introspective distances need pytorch-metric-learning, which cannot be imported ({error}): "
             "pip install pytorch-metric-learning"
         ) from error
-    base: Any = distances.BaseDistance
-    cosine: Any = distances.CosineSimilarity
+    classes = (_distance_class(distances.BaseDistance), _similarity_class(distances.CosineSimilarity))
+    return {c.__name__: c for c in classes}
 
+
+def _distance_class(base: Any) -> type:
     class IntrospectiveDistance(base):
         """D = α·exp(−β/(τα)) [R], in [0, 2], of packed embeddings; float32 also inside autocast.
 
@@ -91,15 +93,19 @@ def _define() -> dict[str, Any]:
             self.tau = _checked(tau)
 
         def compute_mat(self, query_emb: Tensor, ref_emb: Tensor | None) -> Tensor:
-            """``(B, M)`` distances of ``(B, 2D)`` and ``(M, 2D)``."""
+            """Returns ``(B, M)`` distances of ``(B, 2D)`` and ``(M, 2D)``."""
             ref_emb = query_emb if ref_emb is None else ref_emb
             return introspective_distance(_embedding(query_emb), _embedding(ref_emb), self.tau)
 
         def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-            """``(B,)`` distances, row i with row i."""
+            """Returns ``(B,)`` distances, row i with row i."""
             alpha, factor = _row_by_row(query_emb, ref_emb, self.tau)
             return alpha * factor
 
+    return IntrospectiveDistance
+
+
+def _similarity_class(cosine: Any) -> type:
     class IntrospectiveSimilarity(cosine):
         """S = 1 − (1 − c)·exp(−β/(τα)) [D], in [-1, 1], of packed embeddings; float32 also inside autocast.
 
@@ -116,20 +122,20 @@ def _define() -> dict[str, Any]:
             self.tau = _checked(tau)
 
         def normalize(self, embeddings: Tensor, dim: int = 1, **kwargs: Any) -> Tensor:
-            """As they are: the semantic half is normalised where it is unpacked, the uncertainty must not be."""
+            """Returns them as they are: unpacking normalises the semantic half, and the uncertainty must stay."""
             return embeddings
 
         def compute_mat(self, query_emb: Tensor, ref_emb: Tensor | None) -> Tensor:
-            """``(B, M)`` similarities of ``(B, 2D)`` and ``(M, 2D)``."""
+            """Returns ``(B, M)`` similarities of ``(B, 2D)`` and ``(M, 2D)``."""
             ref_emb = query_emb if ref_emb is None else ref_emb
             return introspective_similarity(_embedding(query_emb), _embedding(ref_emb), self.tau)
 
         def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-            """``(B,)`` similarities (PML's name for it), row i with row i."""
+            """Returns ``(B,)`` similarities (PML's name for it), row i with row i."""
             alpha, factor = _row_by_row(query_emb, ref_emb, self.tau)
             return 1 - alpha.square() / 2 * factor
 
-    return {c.__name__: c for c in (IntrospectiveDistance, IntrospectiveSimilarity)}
+    return IntrospectiveSimilarity
 
 
 def _checked(tau: float) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def _masks(matrix: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """``(B, B)`` booleans: positive pairs, without the diagonal, and negative pairs."""
+    """Returns ``(B, B)`` booleans: positive pairs, without the diagonal, and negative pairs."""
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or labels.shape != matrix.shape[:1]:
         raise ValueError(f"expected (B, B) and (B,), got {tuple(matrix.shape)} and {tuple(labels.shape)}")
     same = labels[:, None] == labels
@@ -95,9 +95,9 @@ def margin_loss(
         boundary: b; may be a tensor that learns.
         margin: m.
         generator: a CPU generator for the drawing; None for the global one.
-        cutoff: α below it counts as it, so that the nearest are not drawn always.
-        nonzero_cutoff: α beyond it is not drawn, for its gradient is nearly that of chance; where nothing is left, any
-            negative is.
+        cutoff: a smaller α counts as this one, so that the nearest negatives are not always drawn.
+        nonzero_cutoff: negatives with a larger α are not drawn, as their gradient is nearly that of chance. An anchor
+            that has no others draws among all its negatives.
 
     Returns:
         A scalar ≥ 0; 0 for a batch without positive or without negative pairs.
@@ -121,7 +121,7 @@ def margin_loss(
 def _negative_weights(
     semantic_distance: Tensor, negative: Tensor, dim: int, cutoff: float, nonzero_cutoff: float
 ) -> Tensor:
-    """``(B, B)`` 1/q(α) of each row's negatives, its largest being 1; 0 for what is not to be drawn."""
+    """Returns ``(B, B)`` 1/q(α) of each row's negatives, the largest scaled to 1; 0 for what must not be drawn."""
     alpha = semantic_distance.clamp(min=cutoff)
     log_weight = -(dim - 2) * alpha.log() - (dim - 3) / 2 * (1 - alpha.square() / 4).clamp(min=1e-8).log()
     allowed = negative & (semantic_distance < nonzero_cutoff)
@@ -139,7 +139,7 @@ def _draw_negatives(
     anchor: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """``(P,)`` one negative for each anchor. On the CPU, so that every device draws the same."""
+    """Returns ``(P,)`` a negative for each anchor, drawn on the CPU, so that every device draws the same."""
     weights = _negative_weights(semantic_distance, negative, dim, cutoff, nonzero_cutoff)[anchor]
     return torch.multinomial(weights.cpu(), 1, generator=generator).squeeze(1).to(anchor.device)
 
@@ -167,11 +167,11 @@ def fastap(squared_distance: Tensor, labels: Tensor, bins: int = 10) -> Tensor:
     width = 4 / bins
     centres = torch.linspace(0, 4, bins + 1, dtype=squared_distance.dtype, device=squared_distance.device)
     pulse = F.relu(1 - (squared_distance[..., None] - centres).abs() / width)  # (B, B, bins + 1)
-    own = (pulse * positive[..., None]).sum(1)
-    every = own + (pulse * negative[..., None]).sum(1)
-    precision = own.cumsum(1) / every.cumsum(1).clamp(min=1e-12)
+    positives = (pulse * positive[..., None]).sum(1)
+    pairs = positives + (pulse * negative[..., None]).sum(1)
+    precision = positives.cumsum(1) / pairs.cumsum(1).clamp(min=1e-12)
     count = positive.sum(1)
-    average = (own * precision).sum(1) / count.clamp(min=1)
+    average = (positives * precision).sum(1) / count.clamp(min=1)
     has_positive = count > 0
     return torch.where(has_positive, 1 - average, 0).sum() / has_positive.sum().clamp(min=1)
 

@@ -15,7 +15,7 @@ from idml_zoo.types import Embedding
 
 
 def log_vmf_normalizer(concentration: Tensor, dim: int) -> Tensor:
-    """log C_D(κ) of the von Mises–Fisher density C_D(κ)·exp(κ μᵀz) on the unit sphere in D dimensions.
+    """Returns log C_D(κ) of the von Mises–Fisher density C_D(κ)·exp(κ μᵀz) on the unit sphere in D dimensions.
 
         log C_D(κ) = v log κ − (D/2) log 2π − log I_v(κ),   v = D/2 − 1
 
@@ -75,7 +75,7 @@ class VMFProxyLoss(Criterion):
         log_vmf_normalizer(torch.ones(1), embedding_dim)  # refuses too few dimensions now, not at the first step
 
     def matrix(self, embedding: Embedding) -> Tensor:
-        """``(B, C)`` ELK without its term log C(κ_x), full precision."""
+        """Returns ``(B, C)`` ELK without its term log C(κ_x), full precision."""
         with torch.autocast(embedding.semantic.device.type, enabled=False):
             wide = embedding if embedding.dtype == torch.float64 else embedding.to(torch.float32)
             image = 1 / wide.level.clamp(min=1e-6)[:, None]
@@ -89,13 +89,13 @@ class VMFProxyLoss(Criterion):
     def forward(
         self, embedding: Embedding, labels: Tensor, partners: Tensor | None = None, weight: float = 1.0
     ) -> Tensor:
-        """The loss of B images with ``(B,)`` int64 labels, a scalar ≥ 0; ``partners`` as in :class:`ProxyLoss`."""
+        """Returns the loss ≥ 0 of B images with ``(B,)`` int64 labels; ``partners`` as in :class:`ProxyLoss`."""
         matrix = self.matrix(embedding)
         return over_labels(lambda y: F.cross_entropy(matrix, y), labels, partners, weight)
 
     @torch.no_grad()
     def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:
-        """``level`` mean ‖u‖ = 1/κ of the images; ``concentration`` mean κ of the proxies."""
+        """Returns ``level``, mean ‖u‖ = 1/κ of the images, and ``concentration``, mean κ of the proxies."""
         return {"level": embedding.level.float().mean(), "concentration": self.log_concentration.exp().mean()}
 
 
@@ -125,15 +125,15 @@ class LossPrediction(Criterion):
         return self.base.proxies
 
     def own_loss(self, embedding: Embedding, labels: Tensor) -> Tensor:
-        """``(B,)`` log(1 + cross entropy) of each image, without gradient."""
+        """Returns ``(B,)`` log(1 + cross entropy) of each image, without gradient."""
         with torch.no_grad():
-            logits = self.scale * cosine(embedding, self.base._proxies())
+            logits = self.scale * cosine(embedding, self.base.proxy_embedding())
             return torch.log1p(F.cross_entropy(logits, labels, reduction="none"))
 
     def forward(
         self, embedding: Embedding, labels: Tensor, partners: Tensor | None = None, weight: float = 1.0
     ) -> Tensor:
-        """The loss of B images with ``(B,)`` int64 labels, a scalar; ``partners`` as in :class:`ProxyLoss`."""
+        """Returns the loss of B images with ``(B,)`` int64 labels, a scalar; ``partners`` as in :class:`ProxyLoss`."""
 
         def regression(y: Tensor) -> Tensor:
             return F.mse_loss(embedding.level.float(), self.own_loss(embedding, y).float())
@@ -144,7 +144,7 @@ class LossPrediction(Criterion):
 
     @torch.no_grad()
     def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:
-        """``level`` mean predicted loss, ``own_loss`` mean of what it should be, ``proxy_norm`` mean ‖p‖."""
+        """Returns ``level``, mean predicted loss; ``own_loss``, mean true loss; ``proxy_norm``, mean ‖p‖."""
         return {
             "level": embedding.level.float().mean(),
             "own_loss": self.own_loss(embedding, labels).mean(),

@@ -54,13 +54,13 @@ def proxy_anchor(
     floor = torch.finfo(similarity.dtype).min / 2
     pull = torch.logsumexp((-scale * (similarity - margin)).masked_fill(~positive, floor), 0)
     push = torch.logsumexp((scale * (similarity + margin)).masked_fill(positive, floor), 0)
-    pushed = F.softplus(push)
-    apart = pushed.mean() if weight is None else (weight * pushed).sum() / weight.sum()
-    return F.softplus(pull).sum() / positive.any(0).sum() + apart
+    pushes = F.softplus(push)
+    push_term = pushes.mean() if weight is None else (weight * pushes).sum() / weight.sum()
+    return F.softplus(pull).sum() / positive.any(0).sum() + push_term
 
 
 def proxy_nca(squared_distance: Tensor, labels: Tensor, scale: float = 32.0, weight: Tensor | None = None) -> Tensor:
-    """ProxyNCA (Movshovitz-Attias et al., ICCV 2017), with the own proxy in the denominator as in ProxyNCA++ and PML.
+    """ProxyNCA (Movshovitz-Attias et al., ICCV 2017), with the positive proxy in the denominator as in ProxyNCA++, PML.
 
         L = −1/B Σ_x log( e^{−σ d²(x, p_y)} / Σ_p e^{−σ d²(x, p)} )
 
@@ -95,9 +95,10 @@ class ProxyLoss(Criterion):
         tau: temperature of the introspective metric.
         proxy_uncertainty: "zero" (u_p = 0, as in the released code [C]) or "learned"; only "introspective" uses it.
             With u_p = 0 the level β of a pair is the image's own ‖u‖, and the second matrix product is spared.
-        samples: in training, compare with the proxies of the batch's classes and so many others, drawn anew in every
-            step and weighed as the whole; for more classes than a matrix holds. None: with all. Proxy Anchor's mean
-            over draws is that of the whole; Proxy NCA's a little less, for its sum stands under a logarithm.
+        samples: number of proxies, beside those of the batch's classes, that training compares with. They are drawn
+            anew in every step and weighed as the whole; for more classes than a matrix holds. None: all proxies.
+            Proxy Anchor's mean over draws is that of the whole. Proxy NCA's is a little less, as its sum stands under
+            a logarithm.
         settings: of the loss's function: :func:`proxy_anchor` (scale, margin), :func:`proxy_nca` (scale).
 
     Initialisation of the proxies as in Proxy Anchor's code: kaiming normal, fan out, so ‖p‖ ≈ √(2D/C). The proxies'
@@ -145,16 +146,16 @@ class ProxyLoss(Criterion):
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.draws = int(state["draws"])
 
-    def _proxies(self, rows: Tensor | slice = _ALL) -> Embedding | Tensor:
-        """The proxies as images: unit vectors, with their uncertainty where they have one."""
+    def proxy_embedding(self, rows: Tensor | slice = _ALL) -> Embedding | Tensor:
+        """Returns the proxies, or some rows of them, as embeddings: unit vectors, with their uncertainty if learned."""
         semantic = F.normalize(self.proxies[rows])
         return semantic if self.uncertainty is None else Embedding(semantic, self.uncertainty[rows])
 
     def matrix(self, embedding: Embedding, rows: Tensor | slice = _ALL) -> Tensor:
-        """``(B, C)`` what the loss is a function of: S, D or D² of images to proxies, or to some; full precision."""
+        """Returns ``(B, C)`` what the loss is a function of: S, D or D² of images to (some) proxies, full precision."""
         if self.similarity == "released":
             return released_similarity(embedding.semantic, self.proxies[rows], embedding.uncertainty)
-        kind, proxies = losses[self.loss].matrix, self._proxies(rows)
+        kind, proxies = losses[self.loss].matrix, self.proxy_embedding(rows)
         if self.similarity == "introspective":
             if kind == "similarity":
                 return introspective_similarity(embedding, proxies, self.tau)
@@ -167,24 +168,24 @@ class ProxyLoss(Criterion):
         return (2 - 2 * similarity).clamp(min=1e-8).sqrt() if kind == "distance" else 2 - 2 * similarity
 
     def _sample(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(K,)`` proxies to compare with, what each stands for, and ``(B,)`` the labels' places among them.
+        """Returns ``(K,)`` proxies to compare with, how many each stands for, and ``(B,)`` the labels as their rows.
 
-        Drawn by the count of the steps alone: alike on every process, and after an interruption.
+        The count of the steps alone seeds the draw: it is the same on every process, and after an interruption.
         """
         assert self.samples is not None
-        present, places = labels.unique(return_inverse=True)
+        present, labels_of_present = labels.unique(return_inverse=True)
         generator = torch.Generator().manual_seed(self.draws)
         self.draws += 1
         drawn = torch.randint(len(self.proxies), (self.samples,), generator=generator).to(labels.device)
         others = ~torch.isin(drawn, present)
-        each = (len(self.proxies) - len(present)) / others.sum().clamp(min=1)
-        weight = torch.cat([torch.ones(len(present), device=labels.device), each * others])
-        return torch.cat([present, drawn]), weight, places
+        stands_for = (len(self.proxies) - len(present)) / others.sum().clamp(min=1)
+        weight = torch.cat([torch.ones(len(present), device=labels.device), stands_for * others])
+        return torch.cat([present, drawn]), weight, labels_of_present
 
     def forward(
         self, embedding: Embedding, labels: Tensor, partners: Tensor | None = None, weight: float = 1.0
     ) -> Tensor:
-        """The loss of B images with ``(B,)`` int64 labels, a scalar.
+        """Returns the loss of B images with ``(B,)`` int64 labels, a scalar.
 
         With ``partners``, the other labels of mixed images: weight·L(labels) + (1−weight)·L(partners), over one matrix.
         """
@@ -199,10 +200,10 @@ class ProxyLoss(Criterion):
 
     @torch.no_grad()
     def statistics(self, embedding: Embedding, labels: Tensor) -> dict[str, Tensor]:
-        """What shows whether introspection is acting, as 0-d tensors (no host synchronisation).
+        """Returns what shows whether introspection acts, as 0-d tensors (no host synchronisation).
 
-        ``level`` mean ‖u‖ of the images; ``factor_positive`` and ``factor_negative`` the mean factor on
-        (image, own proxy) and (image, other proxy), 1 = uncertainty does nothing; ``proxy_norm`` mean ρ = ‖p‖.
+        ``level``: mean ‖u‖ of the images. ``factor_positive`` and ``factor_negative``: the mean factor on images with
+        the proxy of their class and with the others; 1 = uncertainty does nothing. ``proxy_norm``: mean ρ = ‖p‖.
         """
         rows: Tensor | slice = _ALL
         if self.samples is not None:  # the batch's classes stand for all
@@ -210,13 +211,13 @@ class ProxyLoss(Criterion):
         if self.similarity == "released":
             factor = released_factor(embedding.semantic, self.proxies[rows], embedding.uncertainty)
         elif self.similarity == "introspective":
-            factor = introspective_factor(embedding, self._proxies(rows), self.tau)
+            factor = introspective_factor(embedding, self.proxy_embedding(rows), self.tau)
         else:
             factor = torch.ones(len(embedding), len(self.proxies[rows]), device=embedding.device)
-        own = factor.gather(1, labels[:, None]).mean()
+        positive = factor.gather(1, labels[:, None]).mean()
         return {
             "level": embedding.level.float().mean(),
-            "factor_positive": own,
-            "factor_negative": (factor.sum() / len(embedding) - own) / max(1, factor.shape[1] - 1),
+            "factor_positive": positive,
+            "factor_negative": (factor.sum() / len(embedding) - positive) / max(1, factor.shape[1] - 1),
             "proxy_norm": torch.linalg.vector_norm(self.proxies[rows], dim=1).mean(),
         }

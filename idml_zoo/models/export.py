@@ -1,4 +1,4 @@
-"""A model as one file for other runtimes: ONNX, or a torch.export program. Both give both embeddings, for any batch."""
+"""A model as one file for other runtimes: ONNX, or a torch.export program. Each outputs both embeddings of a batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Pair(nn.Module):
 
 
 def export(model: IDMLModel, path: str | Path) -> Path:
-    """Writes a model for another runtime, and compares what that gives with the model itself.
+    """Writes a model for another runtime, and compares its embeddings with the model's; returns the path.
 
     The file takes ``images``, float32 ``(B, 3, S, S)`` preprocessed as ``create_transforms(model)[1]`` does, with any
     B; it gives ``semantic`` and ``uncertainty``, ``(B, D)`` each. An ONNX file holds the preprocessing as JSON, under
@@ -72,10 +72,10 @@ def export(model: IDMLModel, path: str | Path) -> Path:
         for images in (example[:1], torch.cat([example, -example, 0.5 * example])):
             with torch.inference_mode():
                 expected = _Pair(twin)(images)
-            off = max(float((a - b).abs().max()) for a, b in zip(_run(whole, images), expected, strict=True))
-            if not off <= TOLERANCE:
+            gap = max(float((a - b).abs().max()) for a, b in zip(_run(whole, images), expected, strict=True))
+            if not gap <= TOLERANCE:
                 raise ExportError(
-                    f"the exported {path.name} is {off:.2g} off for a batch of {len(images)}; not written"
+                    f"the exported {path.name} is {gap:.2g} off for a batch of {len(images)}; not written"
                 )
         whole.replace(path)
     return path
@@ -107,9 +107,9 @@ def _write_onnx(program: Any, path: Path, model: IDMLModel) -> None:
 
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["semantic", "uncertainty"]}
     try:
-        made = torch.onnx.export(program, (), None, dynamo=True, verbose=False, **names)
-        assert made is not None
-        made.save(path, external_data=False)
+        onnx_program = torch.onnx.export(program, (), None, dynamo=True, verbose=False, **names)
+        assert onnx_program is not None
+        onnx_program.save(path, external_data=False)
     except Exception as error:
         raise ExportError(f"{model.config['backbone']} cannot be written as ONNX ({_first_line(error)})") from error
     content = onnx.load(path)

@@ -27,6 +27,7 @@ from idml_zoo.models.limits import MOST_WIDTH, check_side
 from idml_zoo.version import __version__
 
 FORMAT = 2  # 1 had no probe
+_MOST_TAU = 1e30  # far beyond any temperature; a whole number of a file may be too large for a float
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _KEYS = {"format", "idml_zoo", "versions", "model", "transform", "probe", "meta"}
 _MODEL_KEYS = {"backbone", "head", "embedding_dim", "pooling", "head_options", "backbone_options"}
@@ -78,7 +79,9 @@ class Spec:
         transform: its preprocessing.
         probe: what it said of the probe image when it was saved; None in format 1.
         versions: of the packages it was saved with.
-        meta: anything that was saved with it (benchmark, variant, seed, ...).
+        meta: anything else that was saved with it (benchmark, variant, seed, ...).
+        tau: temperature τ > 0 of the introspective metric that the weights were trained with; None where the file has
+            none. The file keeps it in ``meta``, where version 0.1 reads it.
     """
 
     model: dict[str, Any]
@@ -86,8 +89,10 @@ class Spec:
     probe: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    tau: float | None = None
 
     def to_json(self) -> str:
+        """Returns the text of the file."""
         content = {
             "format": FORMAT,
             "idml_zoo": __version__,
@@ -95,13 +100,13 @@ class Spec:
             "model": self.model,
             "transform": self.transform.to_dict(),
             "probe": self.probe,
-            "meta": self.meta,
+            "meta": self.meta if self.tau is None else {**self.meta, "tau": self.tau},
         }
         return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def check_spec(spec: Spec) -> None:
-    """ValueError where a configuration could not be read back."""
+    """Raises ValueError where a configuration could not be read back."""
     try:
         parse_config(spec.to_json(), CONFIG)
     except WeightsError as error:
@@ -109,7 +114,7 @@ def check_spec(spec: Spec) -> None:
 
 
 def write_model(folder: str | Path, tensors: Mapping[str, Tensor], spec: Spec) -> Path:
-    """Writes both files into ``folder`` (made if it is not there); each whole or not at all.
+    """Writes both files into ``folder``, each whole or not at all; makes the folder if it is missing.
 
     Raises:
         ValueError: the configuration could not be read back; nothing is written.
@@ -129,7 +134,7 @@ def write_model(folder: str | Path, tensors: Mapping[str, Tensor], spec: Spec) -
 
 
 def local_files(folder: str | Path, weights: bool = True) -> tuple[Path, Path | None]:
-    """``config.json`` and, if asked for, ``model.safetensors`` of a folder, both regular files that lie in it.
+    """Returns ``config.json`` and, with ``weights``, ``model.safetensors`` of a folder: regular files that lie in it.
 
     A link may point within the folder, or to where the Hub's cache keeps its contents.
 
@@ -160,7 +165,7 @@ def _inside(folder: Path, name: str, otherwise: str) -> Path:
 
 
 def read_config(path: Path) -> Spec:
-    """The checked content of a ``config.json``; WeightsError with the reason where it will not do."""
+    """Returns the checked content of a ``config.json``; raises WeightsError with the reason where it is refused."""
     try:
         size = path.stat().st_size
         if size > MOST_CONFIG:
@@ -174,7 +179,7 @@ def read_config(path: Path) -> Spec:
 
 
 def parse_config(text: str, name: str) -> Spec:
-    """As :func:`read_config`, of the text of a file called ``name``."""
+    """Returns what :func:`read_config` does, of the text of a file called ``name``."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({k for k, _ in pairs}) != len(pairs):
@@ -197,11 +202,11 @@ def parse_config(text: str, name: str) -> Spec:
     if version not in (1, FORMAT) or isinstance(version, bool):
         raise WeightsError(f"{name} has format {version!r}, this version of idml_zoo reads 1 and {FORMAT}")
     keys = _KEYS if version == FORMAT else _KEYS - {"probe", "versions"}
-    _same_keys(name, content, keys)
+    _check_keys(name, content, keys)
     model = content["model"]
     if not isinstance(model, dict):
         raise WeightsError(f"{name}: 'model' must be an object, got {type(model).__name__}")
-    _same_keys(f"{name}, 'model'", model, _MODEL_KEYS)
+    _check_keys(f"{name}, 'model'", model, _MODEL_KEYS)
     for key in ("versions", "meta"):
         if not isinstance(content.get(key, {}), dict):
             raise WeightsError(f"{name}: {key!r} must be an object")
@@ -212,24 +217,31 @@ def parse_config(text: str, name: str) -> Spec:
         transform = _transform(content["transform"])
     except (TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{name}: {error}") from error
-    return Spec(model, transform, content.get("probe"), content.get("versions", {}), content["meta"])
+    meta = {k: v for k, v in content["meta"].items() if k != "tau"}
+    tau = _temperature(content["meta"].get("tau"))
+    return Spec(model, transform, content.get("probe"), content.get("versions", {}), meta, tau)
 
 
-def _same_keys(where: str, found: dict[str, Any], expected: set[str]) -> None:
-    if odd := sorted(set(found) ^ expected):
-        missing = ", ".join(k for k in odd if k in expected) or "none"
-        unknown = ", ".join(k[:40] for k in odd[:9] if k not in expected) or "none"
+def _temperature(value: Any) -> float | None:
+    """Returns a file's temperature; None for a value that is not one, which version 0.1 ignored too."""
+    return float(value) if isinstance(value, (int, float)) and 0 < value < _MOST_TAU else None
+
+
+def _check_keys(where: str, content: dict[str, Any], expected: set[str]) -> None:
+    if wrong := sorted(set(content) ^ expected):
+        missing = ", ".join(k for k in wrong if k in expected) or "none"
+        unknown = ", ".join(k[:40] for k in wrong[:9] if k not in expected) or "none"
         raise WeightsError(f"{where} has missing or unknown keys: missing {missing}; unknown {unknown}")
 
 
 def check_model(model: Mapping[str, Any]) -> None:
-    """What a file may ask for: names without a scheme or a path, and small plain values.
+    """Checks what a file asks for: only names without a scheme or a path, and small plain values, are allowed.
 
     Args:
         model: backbone, head, embedding_dim, pooling, head_options and backbone_options.
 
     Raises:
-        ValueError: one of them is something else; the message names it, and what is allowed.
+        ValueError: one of them is something else; the message names it and what is allowed.
     """
     for key in ("backbone", "head"):
         if not isinstance(model[key], str) or not re.fullmatch(r"[A-Za-z0-9_.+-]{1,120}", model[key]):
@@ -253,7 +265,7 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a small number, a few of them, or a short word: nothing that names a file or an address."""
+    """Returns whether a value is a small number, up to four of them, or a short word, which can name no file."""
     if isinstance(value, (list, tuple)):
         return len(value) <= 4 and all(isinstance(v, (int, float)) and abs(v) <= _MOST_NUMBER for v in value)
     if isinstance(value, (int, float)):
@@ -273,7 +285,7 @@ def _transform(values: Any) -> TransformConfig:
 
 
 def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which must be exactly those ``expected``, in name, shape and kind.
+    """Returns the tensors of a safetensors file, which must be the ``expected`` ones in name, shape and kind.
 
     Args:
         path: the file.
@@ -301,7 +313,7 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _check_header_length(path: Path) -> None:
-    """What the format begins with: 8 bytes that say how long the description of the tensors is."""
+    """Checks the file's first 8 bytes, the length of the description of its tensors, before a parser reads it."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -318,15 +330,15 @@ def _check_header_length(path: Path) -> None:
         )
 
 
-def _check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    shared = sorted(expected.keys() & found.keys())
-    wrong = [k for k in shared if tuple(found[k].get_shape()) != tuple(expected[k].shape)]
-    kinds = [k for k in shared if not _same_kind(found[k].get_dtype(), expected[k].dtype)]
-    if missing or extra or wrong or kinds:
+def _check_fit(path: Path, stored: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
+    missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+    shared = sorted(expected.keys() & stored.keys())
+    shapes = [k for k in shared if tuple(stored[k].get_shape()) != tuple(expected[k].shape)]
+    kinds = [k for k in shared if not _same_kind(stored[k].get_dtype(), expected[k].dtype)]
+    if missing or extra or shapes or kinds:
         raise WeightsError(
             f"{path} does not fit its configuration: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(extra)} unknown {[k[:60] for k in extra[:3]]}, {len(wrong)} of another shape {wrong[:3]}, "
+            f"{len(extra)} unknown {[k[:60] for k in extra[:3]]}, {len(shapes)} of another shape {shapes[:3]}, "
             f"{len(kinds)} of another type {kinds[:3]}"
         )
 

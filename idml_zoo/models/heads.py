@@ -31,7 +31,7 @@ def _semantic_embedding(vector: Tensor, uncertainty: Tensor) -> Embedding:
 
 
 def _empty_layer(in_features: int, out_features: int) -> nn.Linear:
-    """Without first values, which would be drawn to be drawn again: half the cost of a head."""
+    """Returns a layer without first values, which the caller draws anyway: half the cost of a head."""
     return nn.utils.skip_init(nn.Linear, in_features, out_features, device=torch.get_default_device())
 
 
@@ -57,7 +57,7 @@ class SemanticHead(nn.Module):
         self.semantic = _semantic_layer(in_features, embedding_dim)
 
     def forward(self, features: Tensor) -> Embedding:
-        """``(B, F)`` features to an Embedding of B images."""
+        """Returns the embedding of ``(B, F)`` features."""
         with _full_precision(features):
             vector = self.semantic(features.to(self.semantic.weight.dtype))
             return _semantic_embedding(vector, torch.zeros_like(vector))
@@ -98,7 +98,7 @@ class IDMLHead(nn.Module):
         nn.init.zeros_(self.uncertainty.bias)
 
     def forward(self, features: Tensor) -> Embedding:
-        """``(B, F)`` features to an Embedding of B images."""
+        """Returns the embedding of ``(B, F)`` features."""
         with _full_precision(features):
             features = features.to(self.semantic.weight.dtype)
             vector = self.semantic(features)
@@ -138,7 +138,7 @@ class VMFHead(nn.Module):
         nn.init.zeros_(self.uncertainty.bias)
 
     def forward(self, features: Tensor) -> Embedding:
-        """``(B, F)`` features to an Embedding of B images."""
+        """Returns the embedding of ``(B, F)`` features."""
         with _full_precision(features):
             features = features.to(self.semantic.weight.dtype)
             vector = self.semantic(features)
@@ -166,7 +166,7 @@ class LossPredictionHead(nn.Module):
         self.uncertainty = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, features: Tensor) -> Embedding:
-        """``(B, F)`` features to an Embedding of B images."""
+        """Returns the embedding of ``(B, F)`` features."""
         with _full_precision(features):
             features = features.to(self.semantic.weight.dtype)
             vector = self.semantic(features)
@@ -192,5 +192,5 @@ class FeaturesHead(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Embedding:
-        """``(B, F)`` features to an Embedding of B images with D = F."""
+        """Returns the embedding of ``(B, F)`` features, with D = F."""
         return _semantic_embedding(features, torch.zeros_like(features))

@@ -17,8 +17,7 @@ from pathlib import Path
 from idml_zoo.files import sha256_of
 from idml_zoo.models.files import CONFIG, WEIGHTS, WeightsError
 
-PREFIX = "hf-hub:"
-LOCAL_WEIGHTS = "IDML_ZOO_WEIGHTS"  # environment: a folder of weights that is looked into before the Hub
+LOCAL_WEIGHTS = "IDML_ZOO_WEIGHTS"  # environment variable: a folder of weights that is searched before the Hub
 _NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")  # modules of a client's network errors
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -33,8 +32,8 @@ class Fetched:
     """One file of a repository.
 
     Attributes:
-        path: where it lies on this machine.
-        commit: that it belongs to; None for a folder of one's own.
+        path: of the file on this machine.
+        commit: that it belongs to; None for a local folder.
     """
 
     path: Path
@@ -42,10 +41,10 @@ class Fetched:
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """ "user/name@revision" to ("user/name", "revision").
+    """Returns ("user/name", "revision") of "user/name@revision"; the revision is None where the name has none.
 
     Raises:
-        ValueError: no repository's name.
+        ValueError: not the name of a repository.
     """
     repo, _, revision = name.partition("@")
     if not _REPO.fullmatch(repo) or ".." in repo:
@@ -54,7 +53,7 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder of a model's name, or a repository's, in :data:`LOCAL_WEIGHTS`; None where there is none."""
+    """Returns the folder of a model's or a repository's name in :data:`LOCAL_WEIGHTS`; None where there is none."""
     root = os.environ.get(LOCAL_WEIGHTS)
     if not root:
         return None
@@ -70,7 +69,7 @@ def fetch(
     cache_dir: str | Path | None = None,
     most_bytes: int | None = None,
 ) -> Fetched:
-    """One file of a model's repository, from the cache where it is there already.
+    """Returns one file of a model's repository; downloads it if the cache does not have it.
 
     Args:
         repo: "user/name".
@@ -98,8 +97,8 @@ def fetch(
                 repo, filename, revision=revision, token=token, cache_dir=cache_dir, library_name="idml_zoo"
             )
         )
-    found = path.parent.name
-    commit = found if _COMMIT.fullmatch(found) else None
+    snapshot = path.parent.name
+    commit = snapshot if _COMMIT.fullmatch(snapshot) else None
     if revision is not None and _COMMIT.fullmatch(revision) and commit not in (None, revision):
         raise WeightsError(f"{repo} gave commit {commit} where {revision} was asked for")
     if most_bytes is not None and path.stat().st_size > most_bytes:
@@ -114,7 +113,7 @@ def fetch(
 
 
 def _size(url: str, token: str | bool | None) -> int | None:
-    """In bytes, as the server says; None where it does not, for then the download has a better error."""
+    """Returns a file's bytes as the server says; None where it does not, as the download's error is clearer."""
     from huggingface_hub import get_hf_file_metadata
 
     try:
@@ -187,7 +186,7 @@ def push(
     private: bool | None = None,
     revision: str | None = None,
 ) -> str:
-    """Uploads files in one commit, downloads them again into an empty folder, compares, and gives the commit.
+    """Uploads files in one commit, downloads them again into an empty folder, and compares; returns the commit.
 
     Args:
         files: name in the repository to path here.
@@ -198,7 +197,7 @@ def push(
         revision: branch; made if it is not there; None for the main one.
 
     Raises:
-        HubError: see :func:`explained`; or what came back is not what was sent.
+        HubError: see :func:`explained`; or the downloaded files are not the uploaded ones.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

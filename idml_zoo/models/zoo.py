@@ -1,139 +1,43 @@
-"""The table of named models. Listing it imports no torch; building one does."""
+"""Lists and builds the named models of :mod:`idml_zoo.models.records`. Listing imports no torch; building does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idml_zoo.registry import Registry, benchmarks, heads, unknown_name
+from idml_zoo.models.records import BACKBONES, PUBLISHED, Backbone, Record, Weights, models
+from idml_zoo.registry import benchmarks, heads, unknown_name
 
 if TYPE_CHECKING:
     from idml_zoo.data.transforms import TransformConfig
     from idml_zoo.models.model import IDMLModel
 
+__all__ = [
+    "BACKBONES",
+    "EMBEDDED",
+    "HUB",
+    "LOCAL",
+    "PUBLISHED",
+    "Backbone",
+    "Record",
+    "Weights",
+    "create_model",
+    "create_transforms",
+    "list_models",
+    "models",
+    "weights_source",
+]
+
 LOCAL, HUB = "local-dir:", "hf-hub:"
-EMBEDDED = Path(__file__).parents[1] / "embedded"  # weights that come with the package, a folder for each model
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """One backbone of the curated list.
-
-    Attributes:
-        timm_name: with the pretrained tag whose weights a run should start from.
-        options: for ``timm.create_model``, for example the input size of a ViT.
-        image_size: the side that the network takes, where it takes just one; None where any will do.
-        pretraining: what the tagged weights have seen, for the tables.
-    """
-
-    timm_name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
-    pretraining: str = "ImageNet-1k"
-
-
-BACKBONES: dict[str, Backbone] = {
-    "resnet18": Backbone("resnet18.tv_in1k"),
-    "resnet50": Backbone("resnet50.tv_in1k"),
-    "resnet101": Backbone("resnet101.tv_in1k"),
-    "convnext_tiny": Backbone("convnext_tiny.fb_in1k"),
-    "tf_efficientnet_lite0": Backbone("tf_efficientnet_lite0.in1k"),
-    "mobilenetv3_small_100": Backbone("mobilenetv3_small_100.lamb_in1k"),
-    "deit_small_patch16_224": Backbone("deit_small_patch16_224.fb_in1k", image_size=224),
-    "vit_small_patch16_224": Backbone("vit_small_patch16_224.augreg_in21k", image_size=224, pretraining="ImageNet-21k"),
-    "vit_small_patch16_dino": Backbone("vit_small_patch16_224.dino", image_size=224, pretraining="ImageNet-1k (DINO)"),
-    "vit_small_patch14_dinov2": Backbone(
-        "vit_small_patch14_dinov2.lvd142m", {"img_size": 224}, 224, "LVD-142M (DINOv2)"
-    ),
-    "vit_small_patch16_dinov3": Backbone(
-        "vit_small_patch16_dinov3.lvd1689m", {"img_size": 224}, 224, "LVD-1689M (DINOv3)"
-    ),
-    "swin_tiny": Backbone("swin_tiny_patch4_window7_224.ms_in1k", image_size=224),
-    "test_resnet": Backbone("test_resnet.r160_in1k"),
-    "test_vit": Backbone("test_vit.r160_in1k", image_size=160),
-}
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Where trained weights of a named model lie.
-
-    Attributes:
-        sha256: of ``model.safetensors``: weights from anywhere must have it.
-        repo, revision: "user/name" on the Hub, and the commit; None where they come with the package.
-    """
-
-    sha256: str
-    repo: str | None = None
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """A named model.
-
-    Attributes:
-        head: name in the head registry.
-        backbone: key of :data:`BACKBONES`.
-        benchmark: what it is, or will be, trained for.
-        recipe: the file that trains it, with what :meth:`command` adds; from the project's root.
-        embedding_dim: D.
-        weights: where published weights lie; None while there are none.
-    """
-
-    head: str
-    backbone: str
-    benchmark: str
-    recipe: str
-    embedding_dim: int = 512
-    weights: Weights | None = None
-
-    @property
-    def variant(self) -> str:
-        """What :meth:`command` trains: ``idml`` or, without introspection, ``pa``."""
-        return "idml" if self.head == "idml" else "pa"
-
-    def command(self, name: str) -> str:
-        """What to type to train this model; its row is called ``name``."""
-        chosen = BACKBONES[self.backbone]
-        keys = {"benchmark": self.benchmark, "variant": self.variant}
-        keys |= {"name": name, "backbone": chosen.timm_name, "embedding_dim": str(self.embedding_dim)}
-        if chosen.image_size is not None:
-            keys["image_size"] = str(chosen.image_size)
-        if chosen.options:
-            keys["backbone_options"] = "'{" + ", ".join(f"{k}: {v}" for k, v in chosen.options.items()) + "}'"
-        given = " ".join(f"{k}={v}" for k, v in keys.items())
-        return f"accelerate launch recipes/train.py --config {self.recipe} {given}"
-
-
-models: Registry[Record] = Registry("model")
-# by name; `idml-zoo push` prints what belongs here
-PUBLISHED: dict[str, Weights] = {
-    "idml_test_resnet_glyphs": Weights("4c1b22937dc09ade0041ceaf6b032c6eb7af6abd17f638ee59e283987c3a6977"),
-    "idml_tf_efficientnet_lite0_cars196_half": Weights(
-        "1e1a69e6910dd8c30df1d7d8f705dac6f4299626152d8941378babc003e922cd"
-    ),
-    "idml_tf_efficientnet_lite0_cub2010": Weights("eb485c6960c710322a5b9edcabf7a05119eb1894309f32aea590a6a0601c1fe8"),
-}
-_RECIPES = {b: f"recipes/{b}_resnet50.yaml" for b in ("cub", "cars196", "sop")} | {
-    "glyphs": "recipes/glyphs_quickstart.yaml",
-    "cub2010": "recipes/cub2010_lite0.yaml",
-    "cars196_half": "recipes/cars196_half_lite0.yaml",
-}
-_PLACES = [(b, s) for b in BACKBONES for s in ("cub", "cars196", "sop", "glyphs")]
-for _head in ("idml", "semantic"):
-    for _backbone, _benchmark in [*_PLACES, *(("tf_efficientnet_lite0", s) for s in ("cub2010", "cars196_half"))]:
-        _name, _small = f"{_head}_{_backbone}_{_benchmark}", (_backbone, _benchmark) == ("test_resnet", "glyphs")
-        _recipe, _dim = ("recipes/glyphs_test_resnet.yaml", 128) if _small else (_RECIPES[_benchmark], 512)
-        models.add(_name, Record(_head, _backbone, _benchmark, _recipe, _dim, PUBLISHED.get(_name)))
+EMBEDDED = Path(str(resources.files("idml_zoo") / "embedded"))  # weights in the package, a folder for each model
 
 
 def list_models(
     filter: str | Iterable[str] = "*", exclude: str | Iterable[str] = (), pretrained: bool = False
 ) -> list[str]:
-    """Names of the zoo's models, sorted.
+    """Returns the names of the zoo's models, sorted.
 
     Args:
         filter: shell pattern, "idml_*_cub", or several; "" for all.
@@ -158,15 +62,15 @@ def create_model(
     verify: bool = True,
     **backbone_options: Any,
 ) -> IDMLModel:
-    """Builds a model, in eval mode, unlike timm: ``.train()`` before training.
+    """Builds a model. Unlike timm's, it is in eval mode: call ``.train()`` before training.
 
     Args:
         name: a name of :func:`list_models` ("idml_resnet50_cub"); a head ("idml", "semantic", "features") together
             with ``backbone``; "local-dir:PATH", a folder written by ``save_pretrained``; or "hf-hub:user/name", a
             repository on the Hub, also "hf-hub:user/name@revision".
-        pretrained: load the trained weights of that name. Those of a named model are looked for in the folder that the
-            environment variable IDML_ZOO_WEIGHTS names, then in the package, then on the Hub; they must have the
-            recorded sha256.
+        pretrained: load the trained weights of that name. Those of a named model are searched in the folder of the
+            environment variable IDML_ZOO_WEIGHTS, then in the package, then on the Hub. Their sha256 must be the
+            recorded one.
         backbone: any timm model, for a head's name.
         embedding_dim: D; default 512.
         backbone_pretrained: start the backbone from ImageNet weights: True or "timm", those of timm (from the Hub or
@@ -184,54 +88,74 @@ def create_model(
         WeightsError: a folder or a repository that does not hold what it should.
         HubError: a repository that cannot be read.
     """
-    stored = name.startswith((LOCAL, HUB))
-    if stored or (pretrained and name in models):
+    if name.startswith((LOCAL, HUB)) or (pretrained and name in models):
         given = {"backbone": backbone, "embedding_dim": embedding_dim, "pooling": pooling, "head_options": head_options}
         given |= {"backbone_pretrained": backbone_pretrained not in (False, "none")} | backbone_options
-        if odd := [k for k, v in given.items() if v]:
-            raise ValueError(f"{name}: its weights say what the network is; leave out {', '.join(odd)}")
+        if surplus := [k for k, v in given.items() if v]:
+            raise ValueError(f"{name}: its weights say what the network is; leave out {', '.join(surplus)}")
+        return _load(name, pretrained, revision, token, cache_dir, verify)
+    _check_revision(name, revision)
+    transform: dict[str, Any] = {}
+    head = _head_of(name, backbone, pretrained)
+    if name in models:
+        record, chosen = models[name], BACKBONES[models[name].backbone]
+        backbone, embedding_dim = chosen.timm_name, embedding_dim or record.embedding_dim
+        backbone_options = {**chosen.options, **backbone_options}
+        transform = dict(benchmarks[record.benchmark].transform)
+        if chosen.image_size is not None:
+            transform["image_size"] = backbone_options.get("img_size", chosen.image_size)
+    return _build(
+        head, str(backbone), embedding_dim, backbone_pretrained, pooling, head_options, transform, backbone_options
+    )
+
+
+def _check_revision(name: str, revision: str | None) -> None:
     if revision is not None and not name.startswith(HUB):
         raise ValueError(f"revision= is for {HUB!r} names, got {name!r}")
-    if name.startswith(LOCAL):
-        return _load_folder(Path(name[len(LOCAL) :]), pretrained, verify)
-    if name.startswith(HUB):
-        from idml_zoo.models.hub import local_folder, split_name
 
-        repo, named = split_name(name[len(HUB) :])
-        if named and revision and named != revision:
-            raise ValueError(f"{name!r} names a revision already, not {revision!r}")
-        if not (named or revision) and (folder := local_folder(repo)):  # a folder has no revisions
-            return _load_folder(folder, pretrained, verify)
-        return _load_hub(repo, named or revision, pretrained, token, cache_dir, verify)
-    transform: dict[str, Any] = {}
+
+def _head_of(name: str, backbone: str | None, pretrained: bool) -> str:
+    """Returns the head that a name of :func:`create_model` stands for; raises ValueError where it stands for none."""
     if name in models:
         record = models[name]
         if backbone is not None:
             raise ValueError(
                 f"{name!r} names its backbone already ({record.backbone}); use {record.head!r} with backbone="
             )
-        if pretrained:
-            return _load_named(name, record, token, cache_dir, verify)
-        chosen = BACKBONES[record.backbone]
-        head, backbone = record.head, chosen.timm_name
-        embedding_dim = embedding_dim or record.embedding_dim
-        backbone_options = {**chosen.options, **backbone_options}
-        transform = dict(benchmarks[record.benchmark].transform)
-        if chosen.image_size is not None:
-            transform["image_size"] = backbone_options.get("img_size", chosen.image_size)
-    elif backbone is not None:
-        head = name
-        if head not in heads:
-            raise unknown_name("head", head, heads)
-        if pretrained:
-            raise ValueError(f"a head over {backbone} has no published weights; backbone_pretrained=True gives timm's")
-    elif name in heads:
-        raise ValueError(f"{name!r} is a head: create_model({name!r}, backbone='resnet50') puts it on a timm model")
-    else:
+        return record.head
+    if backbone is None:
+        if name in heads:
+            raise ValueError(f"{name!r} is a head: create_model({name!r}, backbone='resnet50') puts it on a timm model")
         raise unknown_name("model", name, models, "idml_zoo.list_models() lists all; idml-zoo list on the command line")
-    return _build(
-        head, backbone, embedding_dim, backbone_pretrained, pooling, head_options, transform, backbone_options
-    )
+    if name not in heads:
+        raise unknown_name("head", name, heads)
+    if pretrained:
+        raise ValueError(f"a head over {backbone} has no published weights; backbone_pretrained=True gives timm's")
+    return name
+
+
+def _load(
+    name: str,
+    pretrained: bool,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    verify: bool,
+) -> IDMLModel:
+    """Returns the model of a "local-dir:" or "hf-hub:" name, or a named model with its published weights."""
+    from idml_zoo.models.hub import local_folder, split_name
+
+    _check_revision(name, revision)
+    if name.startswith(LOCAL):
+        return _load_folder(Path(name[len(LOCAL) :]), pretrained, verify)
+    if not name.startswith(HUB):
+        return _load_named(name, models[name], token, cache_dir, verify)
+    repo, named = split_name(name[len(HUB) :])
+    if named and revision and named != revision:
+        raise ValueError(f"{name!r} names a revision already, not {revision!r}")
+    if not (named or revision) and (folder := local_folder(repo)):  # a folder has no revisions
+        return _load_folder(folder, pretrained, verify)
+    return _load_hub(repo, named or revision, pretrained, token, cache_dir, verify)
 
 
 def _load_folder(folder: Path, pretrained: bool, verify: bool, sha256: str | None = None) -> IDMLModel:
@@ -268,14 +192,14 @@ def _load_named(
 ) -> IDMLModel:
     from idml_zoo.models.hub import local_folder
 
-    known = record.weights
+    weights = record.weights
     if folder := local_folder(name):
-        return _load_folder(folder, True, verify, known.sha256 if known else None)
-    if known is None:
+        return _load_folder(folder, True, verify, weights.sha256 if weights else None)
+    if weights is None:
         raise ValueError(_no_weights(name, record))
-    if known.repo is None:
-        return _load_folder(EMBEDDED / name, True, verify, known.sha256)
-    return _load_hub(known.repo, known.revision, True, token, cache_dir, verify, known.sha256)
+    if weights.repo is None:
+        return _load_folder(EMBEDDED / name, True, verify, weights.sha256)
+    return _load_hub(weights.repo, weights.revision, True, token, cache_dir, verify, weights.sha256)
 
 
 def _build(
@@ -316,13 +240,12 @@ def _no_weights(name: str, record: Record) -> str:
     return (
         f"{name!r} has no published weights yet. Train it: `{record.command(name)}`, then "
         "create_model('local-dir:RUN_FOLDER/model', pretrained=True), or put that folder under $IDML_ZOO_WEIGHTS by "
-        "this name; "
-        "or start from ImageNet with backbone_pretrained=True"
+        "this name; or start from ImageNet with backbone_pretrained=True"
     )
 
 
 def weights_source(kind: str, backbone: str) -> str:
-    """What a result says of a backbone's first weights: "none", "timm:resnet50.tv_in1k", "package:<name>".
+    """Returns a backbone's first weights as results record them: "none", "timm:resnet50.tv_in1k", "package:<name>".
 
     Args:
         kind: "none", "timm" or "package".
@@ -332,7 +255,7 @@ def weights_source(kind: str, backbone: str) -> str:
 
 
 def create_transforms(model: IDMLModel | TransformConfig) -> tuple[Any, Any]:
-    """(training, evaluation) transforms that fit a model: PIL RGB image to float32 ``(3, S, S)``.
+    """Returns the (training, evaluation) transforms of a model: PIL RGB image to float32 ``(3, S, S)``.
 
     Size, interpolation, mean and std come from the backbone's pretrained configuration (or were saved with the
     weights); the test crop is the paper's (resize S/0.875, centre crop S) unless the benchmark needs another.

@@ -1,10 +1,12 @@
-"""Are two rows different? Intervals that hold queries and seeds, and ranks that respect them.
+"""Tells whether two rows differ: intervals that hold queries and seeds, and ranks that respect them.
 
-Queries: a paired bootstrap, resampled once for all rows (Efron and Tibshirani, 1993; for retrieval, Smucker, Allan and
-Carterette, CIKM 2007). Seeds: three or five are too few to be resampled (an interval so made leaves 0 out in a fifth of
-the cases where seeds alone differ), so that their spread enters as the t distribution has it, with Welch's degrees of
-freedom. The spread of seeds holds a part of the queries' doubt once more, so that an interval is rather too wide. A row
-of one seed says nothing of the spread between seeds: the doubt is at least the interval.
+Queries enter by a paired bootstrap, with the same draws for all rows (Efron and Tibshirani, 1993; for retrieval:
+Smucker, Allan and Carterette, CIKM 2007).
+
+Seeds enter by the t distribution, with Welch's degrees of freedom. Three or five seeds are too few to resample: where
+only seeds differ, such an interval excludes 0 in a fifth of the cases. The spread of seeds already holds a part of the
+spread of queries, so that an interval is rather too wide. A row of one seed shows no spread between seeds: its true
+interval is at least as wide as the one given.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ from idml_zoo.results import Result, ResultError
 
 DRAWS = 2000
 LEVEL = 0.95
-_AT_ONCE = 1 << 24  # counts held at once
+_AT_ONCE = 1 << 24  # counts held in memory together
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the first row's mean is than the second's.
+    """By how much the first row's mean exceeds the second's.
 
     Attributes:
         mean: in the unit of the values.
-        low, high: ends of the interval that holds the given share of the bootstrap's draws.
-        wins: share of the draws in which the first is higher (a draw counts half).
+        low, high: ends of the interval.
+        wins: share of the draws in which the first row is higher, in [0, 1]; a tie counts half.
     """
 
     mean: float
@@ -42,17 +44,17 @@ class Difference:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 def bootstrap_means(rows: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """``(draws, R)`` means of R rows, over their seeds, under resampled queries.
+    """Returns ``(draws, R)`` means of R rows, over their seeds, under resampled queries.
 
     Args:
         rows: R arrays ``(S_r, N)``: the value of each query for each seed of a row; all over the same N queries.
         draws: how many.
-        seed: of the draws; the same numbers everywhere.
+        seed: of the draws, which are the same on every machine.
 
     Raises:
         ValueError: rows of different queries, no queries, or NaN.
@@ -63,16 +65,16 @@ def bootstrap_means(rows: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 
     values = np.stack([r.mean(0) for r in rows], axis=1)  # (N, R)
     n = len(values)
     counts = _counts(n, draws, seed)
-    found = np.empty((draws, len(rows)))
+    means = np.empty((draws, len(rows)))
     step = max(1, _AT_ONCE // n)
     for start in range(0, draws, step):
-        found[start : start + step] = counts[start : start + step] @ values / n
-    return found
+        means[start : start + step] = counts[start : start + step] @ values / n
+    return means
 
 
 @functools.lru_cache(maxsize=4)  # a page compares many rows of few sets
 def _counts(n: int, draws: int, seed: int) -> np.ndarray:
-    """``(draws, n)`` how often each query is drawn: in bytes, which a count of mean 1 does not leave."""
+    """Returns ``(draws, n)`` counts: how often each query is drawn. Bytes hold them, as their mean is 1."""
     random = np.random.RandomState(seed)  # its streams are frozen, unlike the newer generators'
     counts = np.empty((draws, n), dtype=np.uint8)
     step = max(1, _AT_ONCE // n)
@@ -84,6 +86,7 @@ def _counts(n: int, draws: int, seed: int) -> np.ndarray:
 
 
 def _checked(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the rows as ``(S, N)`` float64; raises ValueError where they are not over the same queries, or NaN."""
     rows = [np.atleast_2d(np.asarray(r, dtype=np.float64)) for r in rows]
     counts = {r.shape[1] for r in rows}
     if len(counts) != 1 or counts == {0}:
@@ -93,10 +96,10 @@ def _checked(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
     return rows
 
 
-def _of_seeds(first: np.ndarray, second: np.ndarray, draws: int, seed: int) -> np.ndarray | float:
-    """What the choice of seeds adds to the draws of a difference: t of Welch (1947), 0 where no row has a spread.
+def _seed_noise(first: np.ndarray, second: np.ndarray, draws: int, seed: int) -> np.ndarray | float:
+    """Returns what the choice of seeds adds to each draw of a difference: t by Welch (1947), 0 without a spread.
 
-    Its quantiles in random order, for draws of so heavy a tail would leave the ends of an interval to chance.
+    It is the quantiles of t in random order. Random draws of so heavy a tail would leave the interval's ends to chance.
     """
     from scipy.special import stdtrit
 
@@ -110,10 +113,14 @@ def _of_seeds(first: np.ndarray, second: np.ndarray, draws: int, seed: int) -> n
 
 
 def load_queries(root: str | Path, result: Result) -> dict[str, np.ndarray] | None:
-    """The values of every query that lie beside a result file, or None where it says that there are none.
+    """Returns the values of every query, from the file beside a result file; None where the result has none.
+
+    Args:
+        root: the results folder.
+        result: read from it.
 
     Raises:
-        ResultError: missing, changed since they were written, or of another number of queries; it names the file.
+        ResultError: the file is missing, was changed, or holds another number of queries; the message names it.
     """
     if result.queries_sha256 is None:
         return None
@@ -134,23 +141,30 @@ def load_queries(root: str | Path, result: Result) -> dict[str, np.ndarray] | No
 def difference(
     first: np.ndarray, second: np.ndarray, draws: int = DRAWS, seed: int = 0, level: float = LEVEL
 ) -> Difference:
-    """The difference of two rows' means and its interval; arguments as those of :func:`bootstrap_means`.
+    """Returns the difference of two rows' means with its interval.
 
     Rows whose seeds belong together, such as two searches of the same weights, are compared as ``difference(first -
     second, zeros)``.
+
+    Args:
+        first, second, draws, seed: as those of :func:`bootstrap_means`.
+        level: share of the draws that the interval holds, between 0 and 1.
+
+    Raises:
+        ValueError: as :func:`bootstrap_means`; or a level that is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     first, second = _checked([first, second])
     means = bootstrap_means([first, second], draws, seed)
-    off = means[:, 0] - means[:, 1] + _of_seeds(first, second, draws, seed + 1)
-    low, high = np.quantile(off, [(1 - level) / 2, (1 + level) / 2])
-    wins = float((off > 0).mean() + (off == 0).mean() / 2)
+    drawn = means[:, 0] - means[:, 1] + _seed_noise(first, second, draws, seed + 1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    wins = float((drawn > 0).mean() + (drawn == 0).mean() / 2)
     return Difference(float(np.mean(first) - np.mean(second)), float(low), float(high), wins)
 
 
 def ranks(rows: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0, level: float = LEVEL) -> list[int]:
-    """Each row's rank: 1 + how many rows are distinguishably better; rows that cannot be told apart share one.
+    """Returns each row's rank: 1 + the number of distinguishably better rows. Rows that do not differ share a rank.
 
     Args:
         rows, draws, seed: as those of :func:`bootstrap_means`.
@@ -159,9 +173,9 @@ def ranks(rows: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0, level: 
     rows = _checked(rows) if rows else []
     means = bootstrap_means(rows, draws, seed) if rows else np.empty((draws, 0))
     better = [0] * len(rows)
-    for i, own in enumerate(rows):
+    for i, row in enumerate(rows):
         for j, other in enumerate(rows):
-            if other.mean() > own.mean():
-                off = means[:, j] - means[:, i] + _of_seeds(other, own, draws, seed + 1)
-                better[i] += bool(np.quantile(off, (1 - level) / 2) > 1e-12)  # sums in another order differ by less
+            if other.mean() > row.mean():
+                drawn = means[:, j] - means[:, i] + _seed_noise(other, row, draws, seed + 1)
+                better[i] += bool(np.quantile(drawn, (1 - level) / 2) > 1e-12)  # sums in another order differ by less
     return [1 + b for b in better]

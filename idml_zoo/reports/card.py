@@ -1,4 +1,4 @@
-"""Model cards, made from result files and from nothing else; and the check that a card still says what they say.
+"""Makes model cards from result files and from nothing else, and checks that a card agrees with its result files.
 
 A published folder holds ``model.safetensors``, ``config.json``, ``README.md`` (the card), and under ``results/`` the
 result files of exactly these weights.
@@ -15,6 +15,7 @@ from idml_zoo.files import sha256_of, write_file
 from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, Spec, WeightsError, local_files, read_config
 from idml_zoo.registry import benchmarks
 from idml_zoo.reports.leaderboard.rows import in_order, percent, pretraining, title
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import Result, read_results
 
 _SCORES = {
@@ -26,37 +27,24 @@ _SCORES = {
 
 
 def model_card(spec: Spec, results: Sequence[Result], name: str) -> str:
-    """The text of a model's README.md for the Hub.
+    """Returns the text of a model's card: its README.md on the Hub.
 
     Args:
-        spec: of its ``config.json``.
-        results: of these weights; the first one's benchmark is what the model was trained for, unless ``spec.meta``
-            says so. May be empty: the card then says that nothing was measured.
-        name: what :func:`idml_zoo.create_model` loads, "hf-hub:user/name" or a name of the zoo.
+        spec: from its ``config.json``.
+        results: of these weights; empty where nothing was measured, which the card then states. The training benchmark
+            is that of ``spec.meta``, else that of the first result.
+        name: what :func:`idml_zoo.create_model` loads: "hf-hub:user/name" or a name of the zoo.
     """
-    import yaml
-
     shown = Path(name).name if name.startswith("local-dir:") else name.rpartition(":")[2]
     trained_on = str(spec.meta.get("benchmark") or (results[0].benchmark if results else ""))
     record = benchmarks[trained_on] if trained_on in benchmarks else None
     head, backbone = spec.model["head"], spec.model["backbone"]
-    front: dict[str, Any] = {
-        "library_name": "idml-zoo",
-        "pipeline_tag": "image-feature-extraction",
-        "license": record.weights_licence if record else "other",
-        "tags": ["metric-learning", "image-retrieval", "uncertainty", "timm", head],
-    }
-    if front["license"] == "other":
-        front["license_name"] = "terms-of-the-training-data"
-        front["license_link"] = "https://huggingface.co/docs/hub/repositories-licenses"
-    if results:
-        front["model-index"] = [{"name": shown, "results": [_index(r) for r in results]}]
     parts = [
-        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000) + "---",
+        _front_matter(shown, head, record.weights_licence if record else "other", results),
         f"# {shown}",
         f"An image embedding with uncertainty ([IDML](https://arxiv.org/abs/2309.09982), by idml_zoo): head `{head}` "
         f"on timm's `{backbone}`, trained for {record.title if record else trained_on or 'an unnamed benchmark'}"
-        f"{_width(spec, results)}.",
+        f"{_size(spec, results)}.",
         "## Use",
         _usage(name),
         "It is meant for retrieval, clustering and duplicate search among images like those that it was trained on, by "
@@ -81,12 +69,30 @@ def model_card(spec: Spec, results: Sequence[Result], name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _width(spec: Spec, results: Sequence[Result]) -> str:
+def _front_matter(name: str, head: str, licence: str, results: Sequence[Result]) -> str:
+    """Returns the YAML that the Hub reads, between its two rules."""
+    import yaml
+
+    front: dict[str, Any] = {
+        "library_name": "idml-zoo",
+        "pipeline_tag": "image-feature-extraction",
+        "license": licence,
+        "tags": ["metric-learning", "image-retrieval", "uncertainty", "timm", head],
+    }
+    if licence == "other":
+        front["license_name"] = "terms-of-the-training-data"
+        front["license_link"] = "https://huggingface.co/docs/hub/repositories-licenses"
+    if results:
+        front["model-index"] = [{"name": name, "results": [_index(r) for r in results]}]
+    return "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000) + "---"
+
+
+def _size(spec: Spec, results: Sequence[Result]) -> str:
+    """Returns the width of the embedding, the size of the images and the number of parameters, as far as known."""
     dim = spec.model["embedding_dim"] or (results[0].model.embedding_dim if results else None)
-    known = f", {dim}-d" if dim else ""
-    return f"{known}, {spec.transform.image_size} px" + (
-        f", {results[0].model.parameters:,} parameters" if results else ""
-    )
+    width = f", {dim}-d" if dim else ""
+    parameters = f", {results[0].model.parameters:,} parameters" if results else ""
+    return f"{width}, {spec.transform.image_size} px{parameters}"
 
 
 def _usage(name: str) -> str:
@@ -104,7 +110,7 @@ e.level  # (1,) how uncertain
 
 
 def _index(r: Result) -> dict[str, Any]:
-    """One entry of the Hub's model-index."""
+    """Returns one entry of the Hub's model-index."""
     values = [(m, v) for m in in_order(r.metrics) if (v := r.metrics[m]) is not None and not m.endswith("_std")]
     record = benchmarks[r.benchmark] if r.benchmark in benchmarks else None
     return {
@@ -112,12 +118,6 @@ def _index(r: Result) -> dict[str, Any]:
         "dataset": {"type": r.benchmark, "name": record.title if record else r.benchmark, "split": r.protocol.split},
         "metrics": [{"type": m, "name": title(m), "value": round(float(v), 4)} for m, v in values],
     }
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column is text, the others are numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
 def _measured(results: Sequence[Result]) -> str:
@@ -140,26 +140,26 @@ def _measured(results: Sequence[Result]) -> str:
 
 
 def _uncertainty(results: Sequence[Result]) -> str:
-    rows, level, free = [], None, None
+    rows, level, baseline = [], None, None
     for r in results:
         for score, words in _SCORES.items():
-            found = [r.metrics.get(f"{m}_{score}") for m in ("auroc", "aurc", "ece")]
-            if found[0] is None:
+            auroc, aurc, ece = (r.metrics.get(f"{m}_{score}") for m in ("auroc", "aurc", "ece"))
+            if auroc is None:
                 continue
-            rows.append([f"{r.benchmark}, {words}", *(percent(None if v is None else [v]) for v in found)])
+            rows.append([f"{r.benchmark}, {words}", *(percent(None if v is None else [v]) for v in (auroc, aurc, ece))])
             if r is results[0] and score == "level":
-                level = found[0]
+                level = auroc
             elif r is results[0]:
-                free = max(free or 0.0, found[0])
+                baseline = max(baseline or 0.0, auroc)
     if not rows:
         return "Not measured, or the head has no uncertainty."
     text = markdown_table(["score", "AUROC of a wrong nearest neighbour", "AURC", "ECE"], rows)
-    if level is not None and free is not None:
-        verdict = "tells mistakes better than" if level > free else "does not tell mistakes as well as"
+    if level is not None and baseline is not None:
+        verdict = "tells mistakes better than" if level > baseline else "does not tell mistakes as well as"
         text += (
             f"\n\nPercent; AUROC 50 is chance. On {results[0].benchmark} the level {verdict} the best free baseline "
         )
-        text += f"({100 * level:.1f} against {100 * free:.1f})."
+        text += f"({100 * level:.1f} against {100 * baseline:.1f})."
     rho = results[0].metrics.get("spearman_severity")
     return text + (f" Rank correlation of the level with the known severity: {rho:.2f}." if rho is not None else "")
 
@@ -194,47 +194,59 @@ def _limits(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def own_results(folder: Path, results: Path) -> list[Result]:
-    """The results of exactly the weights in ``folder``, cosine first.
+def results_of_weights(folder: Path, results: Path) -> list[Result]:
+    """Returns the results that were measured with exactly the weights in ``folder``, cosine search first.
+
+    Args:
+        folder: with ``config.json`` and ``model.safetensors``.
+        results: a leaderboard's results folder.
 
     Raises:
-        ResultError: a bad result file.
-        WeightsError: no model there.
+        ResultError: a result file is damaged.
+        WeightsError: ``folder`` holds no model.
     """
     _, weights = local_files(folder)
     assert weights is not None
     sha = sha256_of(weights)
-    found = [r for r in read_results(results) if r.provenance.weights_sha256 == sha]
-    return sorted(found, key=lambda r: (r.protocol.similarity != "cosine", r.benchmark, r.row))
+    same_weights = [r for r in read_results(results) if r.provenance.weights_sha256 == sha]
+    return sorted(same_weights, key=lambda r: (r.protocol.similarity != "cosine", r.benchmark, r.row))
+
+
+own_results = results_of_weights  # the name of version 0.1
 
 
 def build_card(folder: str | Path, results: str | Path, name: str) -> list[Path]:
-    """Writes the card of a model's folder, and copies of the result files that are of its weights.
+    """Writes the card of a model's folder, and copies the result files of its weights there.
 
     Args:
         folder: with ``config.json`` and ``model.safetensors``.
-        results: of a leaderboard; those of other weights are left out.
+        results: a leaderboard's results folder; results of other weights are left out.
         name: what :func:`idml_zoo.create_model` will load.
 
     Returns:
-        What was written.
+        The paths of the files that were written.
+
+    Raises:
+        ResultError: a result file is damaged.
+        WeightsError: ``folder`` holds no model.
+        FileError: ``folder`` cannot be written to.
     """
     folder = Path(folder)
-    mine = own_results(folder, Path(results))
-    written = []
-    for r in mine:
+    measured = results_of_weights(folder, Path(results))
+    for r in measured:
         write_file(r.path(folder / "results"), r.to_json())
-        written.append(r.path(folder / "results"))
-    write_file(folder / CARD, model_card(read_config(folder / CONFIG), mine, name))
-    return [*written, folder / CARD]
+    write_file(folder / CARD, model_card(read_config(folder / CONFIG), measured, name))
+    return [*(r.path(folder / "results") for r in measured), folder / CARD]
 
 
 def check_card(folder: str | Path) -> list[str]:
-    """What is wrong with a published folder: lines of the card that its result files do not bear out, files of other
-    weights; empty if all is well.
+    """Returns what is wrong with a published folder; empty where all is well.
+
+    Wrong are the lines of the card that differ from its result files, and results of other weights.
 
     Raises:
-        WeightsError: no model, or no card there.
+        ResultError: a result file is damaged.
+        WeightsError: ``folder`` holds no model or no card.
     """
     folder = Path(folder)
     config, _ = local_files(folder)
@@ -242,13 +254,12 @@ def check_card(folder: str | Path) -> list[str]:
     if not path.is_file():
         raise WeightsError(f"no {path}; `idml-zoo card build {folder}` makes one")
     text = path.read_text(encoding="utf-8")
-    mine = own_results(folder, folder / "results")
-    wrong = [
-        f"{r.path('results')} is of other weights than {WEIGHTS}"
-        for r in read_results(folder / "results")
-        if r not in mine
-    ]
+    measured = results_of_weights(folder, folder / "results")
+    other_weights = [r for r in read_results(folder / "results") if r not in measured]
     name = next((line.split('"')[1] for line in text.splitlines() if "idml_zoo.create_model(" in line), "")
-    expected = model_card(read_config(config), mine, name)
+    expected = model_card(read_config(config), measured, name)
     lines = difflib.unified_diff(expected.splitlines(), text.splitlines(), lineterm="", n=0)
-    return wrong + [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    return [
+        *(f"{r.path('results')} is of other weights than {WEIGHTS}" for r in other_weights),
+        *(line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")),
+    ]

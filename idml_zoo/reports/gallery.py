@@ -5,7 +5,6 @@ One self-contained HTML page, and the same as PNG files.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from idml_zoo.data.split import Split
-from idml_zoo.evaluation.retrieval_metrics import as_labels, positives
+from idml_zoo.evaluation.retrieval_metrics import positives
 from idml_zoo.files import write_file
+from idml_zoo.metric import Metric, accepts_similarity_and_tau, as_metric
 from idml_zoo.registry import unknown_name
+from idml_zoo.reports.html import PICTURE_STYLE, data_uri, document, figure, query_row
 from idml_zoo.retrieval.knn import search
-from idml_zoo.similarity import TAU
-from idml_zoo.types import Embedding
+from idml_zoo.types import Embedding, Neighbours, RetrievalTask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,14 +40,14 @@ class Retrieval:
     Attributes:
         query: its row in the split; ``neighbours``: theirs, nearest first.
         scores: of the neighbours: the cosine, or minus the introspective distance.
-        right: whether each is of the query's class.
+        hit: whether each is of the query's class.
         level: uncertainty ‖u‖ of the query; ``levels``: of the neighbours.
     """
 
     query: int
     neighbours: tuple[int, ...]
     scores: tuple[float, ...]
-    right: tuple[bool, ...]
+    hit: tuple[bool, ...]
     level: float
     levels: tuple[float, ...]
 
@@ -67,24 +68,17 @@ class Gallery:
 
 
 def choose(
-    embedding: Embedding,
-    split: Split,
-    k: int = 8,
-    count: int = 12,
-    similarity: str = "cosine",
-    seed: int = 0,
-    tau: float = TAU,
+    embedding: Embedding, split: Split, k: int = 8, count: int = 12, metric: Metric | str = "cosine", seed: int = 0
 ) -> Gallery:
-    """The queries worth looking at.
+    """Chooses the queries worth looking at.
 
     Args:
         embedding: of the split's N images.
-        split: with labels, and with its queries where it has some; else every image is one.
+        split: with labels, and with its queries where it has some; else every image is a query.
         k: neighbours of each.
         count: queries of each section.
-        similarity: of the search, "cosine" or "introspective".
+        metric: of the search.
         seed: of the random section.
-        tau: temperature of the introspective search.
 
     Returns:
         Sections "Most confident mistakes" (wrong nearest neighbour, lowest level first; by similarity where the model
@@ -98,41 +92,56 @@ def choose(
         raise ValueError(f"k and count must be at least 1, got {k} and {count}")
     if len(embedding) != len(split):
         raise ValueError(f"{len(embedding)} embeddings but {len(split)} images")
-    labels = as_labels(split.labels)
-    within = split.queries is None
-    rows = torch.arange(len(labels)) if split.queries is None else torch.from_numpy(np.flatnonzero(split.queries))
-    known = torch.arange(len(labels)) if split.queries is None else torch.from_numpy(np.flatnonzero(~split.queries))
-    k = min(k, len(known) - within)
-    asked, bank = (embedding, embedding) if within else (embedding[rows], embedding[known])
-    found = search(asked, bank, k, similarity, exclude_self=within, tau=tau)
-    near = known[found.indices]
-    right = labels[near] == labels[rows][:, None]
+    task = split.task(embedding)
+    neighbours = search(
+        task.queries,
+        task.gallery,
+        min(k, len(task.gallery) - task.same_images),
+        metric,
+        exclude_self=task.same_images,
+    )
+    hit = task.gallery_labels[neighbours.indices] == task.query_labels[:, None]
+    counted = (positives(task.query_labels, task.gallery_labels, task.same_images) > 0).numpy()
+    wrong = ~hit[:, 0].numpy()
     level = embedding.level.float()
-    counted = (positives(labels[rows], labels[known], within) > 0).numpy()
-    wrong = ~right[:, 0].numpy()
-    knows = float(level.max() - level.min()) > 0
-
-    def retrieval(i: int) -> Retrieval:
-        places = near[i].tolist()
-        return Retrieval(
-            int(rows[i]),
-            tuple(places),
-            tuple(found.scores[i].tolist()),
-            tuple(right[i].tolist()),
-            float(level[rows[i]]),
-            tuple(level[places].tolist()),
-        )
-
-    doubt = level[rows].numpy() if knows else -found.scores[:, 0].numpy()
-    surest = np.argsort(doubt, kind="stable")
+    has_level = float(level.max() - level.min()) > 0
+    uncertainty = task.queries.level.float().numpy() if has_level else -neighbours.scores[:, 0].numpy()
+    surest = np.argsort(uncertainty, kind="stable")
     sections = {"Most confident mistakes": [i for i in surest if wrong[i] and counted[i]][:count]}
-    if knows:
+    if has_level:
         sections["Most uncertain images"] = [i for i in surest[::-1] if counted[i]][:count]
     drawn = np.random.RandomState(seed).permutation(np.flatnonzero(counted))[:count]
     sections["A random sample"] = sorted(drawn.tolist())
+    retrievals = _Retrievals(task, neighbours, hit, split)
     return Gallery(
-        {h: [retrieval(int(i)) for i in s] for h, s in sections.items()}, wrong[counted], rows.numpy()[counted]
+        {heading: [retrievals.of(int(i)) for i in queries] for heading, queries in sections.items()},
+        wrong[counted],
+        retrievals.query_rows.numpy()[counted],
     )
+
+
+class _Retrievals:
+    """Each query's answer, in rows of the split."""
+
+    def __init__(self, task: RetrievalTask, neighbours: Neighbours, hit: Tensor, split: Split) -> None:
+        self.task, self.neighbours, self.hit = task, neighbours, hit
+        is_query = np.ones(len(split), dtype=bool) if split.queries is None else split.queries
+        in_gallery = is_query if split.queries is None else ~is_query
+        self.query_rows = torch.from_numpy(np.flatnonzero(is_query))
+        self.gallery_rows = torch.from_numpy(np.flatnonzero(in_gallery))
+        self.query_level, self.gallery_level = task.queries.level.float(), task.gallery.level.float()
+
+    def of(self, query: int) -> Retrieval:
+        """Returns the answer of a query, by its number among the queries."""
+        nearest = self.neighbours.indices[query]
+        return Retrieval(
+            int(self.query_rows[query]),
+            tuple(self.gallery_rows[nearest].tolist()),
+            tuple(self.neighbours.scores[query].tolist()),
+            tuple(self.hit[query].tolist()),
+            float(self.query_level[query]),
+            tuple(self.gallery_level[nearest].tolist()),
+        )
 
 
 def _tile(split: Split, row: int, side: int) -> Image:
@@ -156,20 +165,20 @@ def sheet(split: Split, retrievals: Sequence[Retrieval], side: int = _SIDE) -> I
         for j, (row, text) in enumerate(zip((r.query, *r.neighbours), texts, strict=True)):
             left = _GAP + j * step + (_GAP if j else 0)
             out.paste(_tile(split, row, side), (left, top))
-            colour = _GREY if j == 0 else _GREEN if r.right[j - 1] else _RED
+            colour = _GREY if j == 0 else _GREEN if r.hit[j - 1] else _RED
             draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=1 if j == 0 else 4)
             if j:
-                _mark(draw, left + side - 16, top + 4, r.right[j - 1], colour)
+                _mark(draw, left + side - 16, top + 4, r.hit[j - 1], colour)
             draw.text((left, top + side + 2), text, fill="black", font=font)
             name = split.class_names[int(split.labels[row])]
             draw.text((left, top + side + 14), name[: side // 6], fill="#555555", font=font)
     return out
 
 
-def _mark(draw: Any, x: int, y: int, right: bool, colour: str) -> None:
+def _mark(draw: Any, x: int, y: int, hit: bool, colour: str) -> None:
     """A tick or a cross on white, so that colour is not all that tells."""
     draw.rectangle((x, y, x + 12, y + 12), fill="white")
-    if right:
+    if hit:
         draw.line([(x + 2, y + 6), (x + 5, y + 10), (x + 10, y + 2)], fill=colour, width=2)
     else:
         draw.line([(x + 2, y + 2), (x + 10, y + 10)], fill=colour, width=2)
@@ -224,65 +233,45 @@ def draw_map(path: Path, places: np.ndarray, level: np.ndarray, wrong: np.ndarra
     return path
 
 
-def data_url(image: Image) -> str:
-    """A picture as a URL that holds it."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _figure(split: Split, row: int, kind: str, text: str, hint: str) -> str:
-    name = escape(split.class_names[int(split.labels[row])])
-    mark = {"right": "✓ ", "wrong": "✗ ", "query": ""}[kind]
-    return (
-        f'<figure class="{kind}" title="{escape(hint)}"><img src="{data_url(_tile(split, row, _SIDE))}" '
-        f'width="{_SIDE}" height="{_SIDE}" alt="{kind}: {name}, image {row}">'
-        f"<figcaption>{mark}{text}<br>{name}</figcaption></figure>"
-    )
-
-
-STYLE = """:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #57606a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --paper: #14181c; --soft: #a3acb5; } }
-body { margin: 0 auto; padding: 1rem; max-width: 90rem; font: 1rem/1.45 system-ui, sans-serif; color: var(--ink);
-  background: var(--paper); }
-.row { display: flex; gap: .6rem; overflow-x: auto; padding: .4rem 0; } figure { margin: 0; flex: none; width: 104px; }
-figure img { border: 4px solid transparent; border-radius: .2rem; } .query { margin-right: 1rem; }
-.query img, .near img { border-color: #8a8f94; }
-.right img { border-color: #0a7d44; } .wrong img { border: 4px dashed #c62828; }
-figcaption { font-size: .78rem; color: var(--soft); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.map { max-width: 100%; height: auto; background: #fff; }"""
-
-
 def html_page(title: str, split: Split, gallery: Gallery, similarity: str, picture: Path | None) -> str:
-    """The page: everything in one file, pictures included."""
+    """Returns the page: one file, pictures included.
+
+    Args:
+        title: plain text.
+        split: of the images.
+        gallery: from :func:`choose`.
+        similarity: of the search, "cosine" or "introspective".
+        picture: a PNG file of the map, or None for a page without.
+    """
+
+    def image(row: int, kind: str, text: str, hint: str) -> str:
+        name = split.class_names[int(split.labels[row])]
+        return figure(_tile(split, row, _SIDE), kind, f"{kind}: {name}, image {row}", (text, name), hint)
+
     parts = []
     for heading, retrievals in gallery.sections.items():
-        lines = []
+        rows = []
         for r in retrievals:
-            cells = [_figure(split, r.query, "query", f"level {r.level:.3g}", f"query, image {r.query}")]
-            for row, score, right, level in zip(r.neighbours, r.scores, r.right, r.levels, strict=True):
-                kind = "right" if right else "wrong"
-                cells.append(_figure(split, row, kind, f"{score:.3f}", f"image {row}, level {level:.3g}"))
-            lines.append(f'<div class="row" tabindex="0" role="group" aria-label="query">{"".join(cells)}</div>')
-        parts.append(f"<h2>{escape(heading)}</h2>" + ("".join(lines) or "<p>None.</p>"))
+            figures = [image(r.query, "query", f"level {r.level:.3g}", f"query, image {r.query}")]
+            for row, score, correct, level in zip(r.neighbours, r.scores, r.hit, r.levels, strict=True):
+                kind, mark = ("right", "✓") if correct else ("wrong", "✗")
+                figures.append(image(row, kind, f"{mark} {score:.3f}", f"image {row}, level {level:.3g}"))
+            rows.append(query_row(figures))
+        parts.append(f"<h2>{escape(heading)}</h2>" + ("".join(rows) or "<p>None.</p>"))
     if picture is not None:
-        encoded = base64.b64encode(picture.read_bytes()).decode()
-        words = "Map of the embedding, coloured by uncertainty level"
-        parts.append(f'<h2>Map</h2><img class="map" alt="{words}" src="data:image/png;base64,{encoded}">')
+        alt, uri = "Map of the embedding, coloured by uncertainty level", data_uri(picture.read_bytes(), "image/png")
+        parts.append(f'<h2>Map</h2><img class="map" alt="{alt}" src="{uri}">')
     measure = "cosine" if similarity == "cosine" else "minus the introspective distance"
     share = 100 * float(gallery.wrong.mean())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
-<p>Each row: a query with its uncertainty level ‖u‖, then its nearest neighbours, framed green (✓, the query's class)
-or red and dashed (✗), with the {measure}. Of {len(gallery.wrong):,} queries the nearest neighbour is wrong for
-{share:.1f} %.</p>
-{"".join(parts)}
-</body></html>
-"""
+    body = f"""<h1>{escape(title)}</h1>
+<p>Each row shows a query with its uncertainty level ‖u‖, then its nearest neighbours. A green frame (✓) marks the
+query's class, a dashed red one (✗) another class. The number below a neighbour is the {measure}. The nearest neighbour
+is wrong for {share:.1f} % of {len(gallery.wrong):,} queries.</p>
+{"".join(parts)}"""
+    return document(title, PICTURE_STYLE, body, pictures=True)
 
 
+@accepts_similarity_and_tau
 def build_gallery(
     embedding: Embedding,
     split: Split,
@@ -291,15 +280,14 @@ def build_gallery(
     title: str = "Gallery",
     k: int = 8,
     count: int = 12,
-    similarity: str = "cosine",
+    metric: Metric | str = "cosine",
     projection: str = "pca",
     seed: int = 0,
-    tau: float = TAU,
 ) -> list[Path]:
     """Writes ``index.html``, one PNG for each section and ``map.png`` into a folder; returns their paths.
 
     Args:
-        embedding, split, k, count, similarity, seed, tau: see :func:`choose`.
+        embedding, split, k, count, metric, seed: see :func:`choose`.
         folder: made where it is missing.
         title: of the page.
         projection: of the map, see :func:`project`.
@@ -309,7 +297,8 @@ def build_gallery(
         FileError: the folder cannot be written to.
     """
     folder = Path(folder)
-    gallery = choose(embedding, split, k, count, similarity, seed, tau)
+    metric = as_metric(metric)
+    gallery = choose(embedding, split, k, count, metric, seed)
     places = project(embedding, projection, seed)
     written = []
     for heading, retrievals in gallery.sections.items():
@@ -320,5 +309,5 @@ def build_gallery(
     level = embedding.level.float().numpy()
     written.append(draw_map(folder / "map.png", places, level, gallery.wrong, gallery.rows, projection))
     page = folder / "index.html"
-    write_file(page, html_page(title, split, gallery, similarity, written[-1]))
+    write_file(page, html_page(title, split, gallery, metric.similarity, written[-1]))
     return [page, *written]

@@ -23,9 +23,9 @@ from idml_zoo.data.table import IMAGE_SUFFIXES, find_images
 from idml_zoo.data.transforms import build_transforms
 from idml_zoo.evaluation.embed import as_device, evaluating
 from idml_zoo.files import write_file
-from idml_zoo.reports.gallery import STYLE, data_url
+from idml_zoo.metric import Metric
+from idml_zoo.reports.html import PICTURE_STYLE, document, figure, query_row
 from idml_zoo.retrieval.knn import search
-from idml_zoo.similarity import TAU
 from idml_zoo.types import Embedding
 
 if TYPE_CHECKING:
@@ -214,13 +214,14 @@ class Answer:
     Attributes:
         name: of the query; ``level``: its uncertainty ‖u‖.
         declined: whether it is more uncertain than was allowed.
-        found: the nearest photographs, nearest first: name, score (cosine, or minus the introspective distance), level.
+        neighbours: the nearest photographs, nearest first: name, score (the cosine, or minus the introspective
+            distance) and level.
     """
 
     name: str
     level: float
     declined: bool
-    found: tuple[tuple[str, float, float], ...]
+    neighbours: tuple[tuple[str, float, float], ...]
 
 
 def ask(
@@ -228,9 +229,8 @@ def ask(
     names: Sequence[str],
     queries: Embedding | None,
     k: int = 5,
-    similarity: str = "cosine",
+    metric: Metric | str = "cosine",
     max_uncertainty: float | None = None,
-    tau: float = TAU,
 ) -> list[Answer]:
     """The photographs nearest to each query.
 
@@ -239,50 +239,36 @@ def ask(
         names: of the queries.
         queries: their embedding by the same model; None: every photograph of the index asks for its nearest others.
         k: photographs for each, fewer where there are fewer.
-        similarity: "cosine" or "introspective".
+        metric: of the search.
         max_uncertainty: queries with a higher level are declined.
-        tau: temperature of the introspective search.
 
     Raises:
         ValueError: k below 1, or one photograph alone that asks for others.
     """
-    alone = queries is None
-    if k < 1 or (alone and len(index) < 2):
+    single_set = queries is None
+    if k < 1 or (single_set and len(index) < 2):
         raise ValueError(
             f"k must be at least 1, and there must be something to find: k = {k}, {len(index)} photographs"
         )
-    asked = index.embedding if queries is None else queries
-    near = search(
-        asked,
-        index.embedding,
-        min(k, len(index) - alone),
-        similarity,
-        exclude_self=alone,
-        max_uncertainty=max_uncertainty,
-        tau=tau,
-    )
-    levels, own = index.embedding.level.tolist(), asked.level.tolist()
-    declined = [False] * len(asked) if near.declined is None else near.declined.tolist()
-    return [
-        Answer(
-            name,
-            own[i],
-            declined[i],
-            tuple(
-                (index.names[j], s, levels[j])
-                for j, s in zip(near.indices[i].tolist(), near.scores[i].tolist(), strict=True)
-            ),
-        )
-        for i, name in enumerate(names)
-    ]
+    queries = index.embedding if queries is None else queries
+    most = min(k, len(index) - single_set)
+    near = search(queries, index.embedding, most, metric, exclude_self=single_set, max_uncertainty=max_uncertainty)
+    levels, query_levels = index.embedding.level.tolist(), queries.level.tolist()
+    declined = [False] * len(queries) if near.declined is None else near.declined.tolist()
+    answers = []
+    for i, name in enumerate(names):
+        pairs = zip(near.indices[i].tolist(), near.scores[i].tolist(), strict=True)
+        neighbours = tuple((index.names[j], score, levels[j]) for j, score in pairs)
+        answers.append(Answer(name, query_levels[i], declined[i], neighbours))
+    return answers
 
 
 def sections(answers: Sequence[Answer], count: int) -> dict[str, list[Answer]]:
     """Of photographs that ask for each other: the pairs most alike, each once, and the most uncertain."""
     alike: list[Answer] = []
     seen: set[frozenset[str]] = set()
-    for answer in sorted((a for a in answers if not a.declined), key=lambda a: -a.found[0][1]):
-        pair = frozenset((answer.name, answer.found[0][0]))
+    for answer in sorted((a for a in answers if not a.declined), key=lambda a: -a.neighbours[0][1]):
+        pair = frozenset((answer.name, answer.neighbours[0][0]))
         if pair not in seen:
             seen.add(pair)
             alike.append(answer)
@@ -293,34 +279,36 @@ def sections(answers: Sequence[Answer], count: int) -> dict[str, list[Answer]]:
 
 
 def photo_page(title: str, parts: dict[str, list[Answer]], folder: Path, query_folder: Path, similarity: str) -> str:
-    """A page of its own, pictures included: each row a query, then what was found, with score and level."""
+    """Returns a page, pictures included: each row a query, then its nearest photographs with score and level.
+
+    Args:
+        title: plain text.
+        parts: answers by heading.
+        folder: of the photographs.
+        query_folder: of the queries.
+        similarity: of the search, "cosine" or "introspective".
+
+    Raises:
+        BrokenImageError: a photograph that cannot be read.
+    """
     from PIL import ImageOps
 
-    def figure(path: Path, name: str, kind: str, text: str) -> str:
-        name = name.encode("utf-8", "backslashreplace").decode()  # as the page is UTF-8
+    def image(path: Path, name: str, kind: str, text: str) -> str:
         picture = ImageOps.pad(decode(path, str(path)), (_SIDE, _SIDE), color="#dddddd")
-        return (
-            f'<figure class="{kind}" title="{escape(name)}"><img src="{data_url(picture)}" width="{_SIDE}" '
-            f'height="{_SIDE}" alt="{kind}: {escape(name)}">'
-            f"<figcaption>{text}<br>{escape('/'.join(Path(name).parts[-2:]))}</figcaption></figure>"
-        )
+        return figure(picture, kind, f"{kind}: {name}", (text, "/".join(Path(name).parts[-2:])), name)
 
     body = []
     for heading, answers in parts.items():
         body.append(f"<h2>{escape(heading)}</h2>")
         for a in answers:
             level = f"level {a.level:.3g}" + (", declined" if a.declined else "")
-            cells = [figure(query_folder / a.name, a.name, "query", level)]
-            cells += [figure(folder / n, n, "near", f"{s:.3f}, level {v:.2g}") for n, s, v in a.found if not a.declined]
-            body.append(f'<div class="row" tabindex="0" role="group" aria-label="query">{"".join(cells)}</div>')
+            figures = [image(query_folder / a.name, a.name, "query", level)]
+            for name, score, near_level in () if a.declined else a.neighbours:
+                figures.append(image(folder / name, name, "near", f"{score:.3f}, level {near_level:.2g}"))
+            body.append(query_row(figures))
     measure = "cosine" if similarity == "cosine" else "minus the introspective distance"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{STYLE}
-figure {{ width: {_SIDE + 8}px; }}</style></head><body>
-<h1>{escape(title)}</h1>
-<p>Each row: a photograph with its uncertainty level ‖u‖, then those nearest to it, with the {measure} and their
-level.</p>
-{"".join(body)}
-</body></html>
+    intro = f"""<h1>{escape(title)}</h1>
+<p>Each row shows a photograph with its uncertainty level ‖u‖, then the photographs nearest to it. The numbers below
+a neighbour are the {measure} and its own level.</p>
 """
+    return document(title, PICTURE_STYLE, intro + "".join(body), pictures=True)

@@ -1,7 +1,8 @@
-"""Results of an older protocol version to this one, from the values of every query that lie beside them.
+"""Upgrades results of protocol version 2 to version 3, from the values of every query that are stored beside them.
 
-Version 3 differs from 2 in the calibration error, which is a function of these values and the classes, and in the
-margin of benchmarks with fixed queries, which is not: their results are measured again.
+Version 3 differs from version 2 in two metrics. The calibration error follows from these values and the classes, so
+that it is computed anew. The margin of benchmarks with fixed queries does not, so that their results must be measured
+again.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from idml_zoo.results import PROTOCOL, Result, ResultError
 
 @cache
 def _test_split(benchmark: str, root: str) -> tuple[Split, str]:
+    """Returns a benchmark's test split and its fingerprint, read once for all its results."""
     split = benchmarks[benchmark].splits(root).test
     return split, split.fingerprint()
 
 
 def upgrade(result: Result, results: str | Path, root: str | Path = "data") -> Result:
-    """The same result under protocol version 3; nothing is written.
+    """Returns the same result under protocol version 3; writes nothing.
 
     Args:
         result: of version 2, on the test classes of a registered benchmark.
-        results: the folder that it lies in.
+        results: the results folder that it was read from.
         root: folder that holds the data.
 
     Raises:
-        ResultError: of another version or split, or without the values of its queries, or they do not bear it out.
+        ResultError: the result is of another version or split, has no values of its queries, or disagrees with them.
         DataError: the data is missing, or not what the benchmark expects.
     """
     name = result.path("")
@@ -49,18 +51,17 @@ def upgrade(result: Result, results: str | Path, root: str | Path = "data") -> R
     if fingerprint != result.provenance.data_sha256:
         raise ResultError(f"{name} was measured on other images than those under {root}")
     if split.queries is not None:
-        raise ResultError(f"{name}: the margin of fixed queries is another by now; measure it again")
+        raise ResultError(f"{name}: protocol 3 computes another margin for fixed queries; measure it again")
     counted = ~np.isnan(values["map@r"])
     labels, wrong = split.labels[counted], ~values["top1"][counted].astype(bool)
     metrics = dict(result.metrics)
     for score in (n.removeprefix("ece_") for n in result.metrics if n.startswith("ece_")):
-        known, found = metrics[f"auroc_{score}"], auroc(values[score][counted], wrong)
-        if (known is None) != (found is None) or abs((known or 0) - (found or 0)) > 1e-6:
-            raise ResultError(f"{name}: its AUROC of {score} is {known}, but {found} by the values of its queries")
+        stored, computed = metrics[f"auroc_{score}"], auroc(values[score][counted], wrong)
+        if (stored is None) != (computed is None) or abs((stored or 0) - (computed or 0)) > 1e-6:
+            raise ResultError(f"{name}: its AUROC of {score} is {stored}, but {computed} by the values of its queries")
         metrics[f"ece_{score}"] = calibration_error(values[score][counted], wrong, labels)
     commit, dirty = code_state()
-    when = utc_now()
-    history = {"from": "protocol 2", "commit": str(commit) + (" (dirty)" if dirty else ""), "created": when}
+    history = {"from": "protocol 2", "commit": str(commit) + (" (dirty)" if dirty else ""), "created": utc_now()}
     return replace(
         result,
         metrics=metrics,

@@ -14,19 +14,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from idml_zoo.metric import Metric, accepts_similarity_and_tau, as_metric
 from idml_zoo.registry import unknown_name
 from idml_zoo.retrieval.scan import Scan, ordered
-from idml_zoo.similarity import TAU, check_tau
-from idml_zoo.types import Embedding, Neighbours
+from idml_zoo.types import Embedding, Neighbours, RetrievalTask
 
-SIMILARITIES = ("cosine", "introspective")
 BACKENDS = ("auto", "half", "float32")
 _SCANNED = 1 << 25  # scores of a scan held at once
 _ROWS = 64  # queries at least, or the products would be slow
 
 
 def _fast_half(device: torch.device) -> torch.dtype | None:
-    """The 16-bit type that the device multiplies faster than float32, if any."""
+    """Returns the 16-bit type that the device multiplies faster than float32, if any."""
     if device.type == "cuda":
         return torch.float16  # as fast as bfloat16 and eight times as fine
     if device.type == "cpu" and any(
@@ -36,25 +35,25 @@ def _fast_half(device: torch.device) -> torch.dtype | None:
     return None
 
 
+@accepts_similarity_and_tau
 def search(
     queries: Embedding,
     gallery: Embedding,
     k: int = 10,
-    similarity: str = "cosine",
+    metric: Metric | str = "cosine",
     exclude_self: bool = False,
-    tau: float = TAU,
     backend: str = "auto",
     max_uncertainty: float | None = None,
 ) -> Neighbours:
-    """The k nearest gallery images of each query, exactly, in memory that is linear in the number of images.
+    """Finds the k nearest gallery images of each query, exactly, in memory that is linear in the number of images.
 
     Args:
-        queries, gallery: embeddings of N and M images of one width.
+        queries, gallery: embeddings of N and M images of the same width.
         k: neighbours, 1 ≤ k ≤ M (M − 1 with ``exclude_self``).
-        similarity: "cosine" of the semantic embeddings, or "introspective": ascending introspective distance.
+        metric: "cosine" of the semantic embeddings, "introspective" (ascending introspective distance with τ = 5), or a
+            :class:`~idml_zoo.Metric`, which has a temperature of its own.
         exclude_self: queries and gallery are the same images in the same order; query i may not find itself. Removed
             by index, so that its exact duplicates still count.
-        tau: temperature of the introspective distance.
         backend: of the scan; all give the same answer. "half" (bfloat16, on a GPU float16) or "float32" products, or
             "auto": half where the machine is faster at it.
         max_uncertainty: abstain: queries with a level ‖u‖ above it are marked in ``declined``.
@@ -66,8 +65,25 @@ def search(
         ValueError: k out of range, widths that differ, NaN, inf, or semantic vectors without unit norm.
         UnknownNameError: unknown similarity or backend.
     """
-    if similarity not in SIMILARITIES:
-        raise unknown_name("search similarity", similarity, SIMILARITIES)
+    metric = as_metric(metric)
+    _check_search(queries, gallery, k, exclude_self, backend, max_uncertainty)
+    (q, query_u), (g, gallery_u) = (_tensors(e, metric) for e in (queries, gallery))
+    scan = Scan(g, gallery_u, metric.tau, scan_dtype(backend, q.device))
+    everyone = torch.arange(len(queries), device=queries.device)
+    indices = torch.empty(len(queries), k, dtype=torch.int64)
+    scores = torch.empty(len(queries), k)
+    for rows in _blocks(everyone, len(gallery)):
+        u = None if query_u is None else query_u[rows]
+        nearest = scan.nearest(q[rows], k, u, rows if exclude_self else None)
+        block = slice(int(rows[0]), int(rows[-1]) + 1)
+        indices[block], scores[block] = nearest[0].cpu(), nearest[1].cpu()
+    declined = None if max_uncertainty is None else (queries.level > max_uncertainty).cpu()
+    return Neighbours(indices, scores, exclude_self, declined)
+
+
+def _check_search(
+    queries: Embedding, gallery: Embedding, k: int, exclude_self: bool, backend: str, max_uncertainty: float | None
+) -> None:
     if backend not in BACKENDS:
         raise unknown_name("search backend", backend, BACKENDS)
     if queries.dim != gallery.dim:
@@ -79,29 +95,16 @@ def search(
     most = len(gallery) - exclude_self
     if not 1 <= k <= most:
         raise ValueError(f"k must be in 1–{most} (the gallery has {len(gallery)} images), got {k}")
-    check_tau(tau)
     if max_uncertainty is not None and not max_uncertainty >= 0:
         raise ValueError(f"max_uncertainty must be a level, at least 0, got {max_uncertainty}")
     queries.check_values()
     if gallery is not queries:
         gallery.check_values()
-    (q, doubt), (g, theirs) = (_tensors(e, similarity) for e in (queries, gallery))
-    scan = Scan(g, theirs, tau, scan_dtype(backend, q.device))
-    own = torch.arange(len(queries), device=queries.device) if exclude_self else None
-    indices = torch.empty(len(queries), k, dtype=torch.int64)
-    scores = torch.empty(len(queries), k)
-    for rows in _blocks(torch.arange(len(queries), device=queries.device), len(gallery)):
-        u, mine = (None if t is None else t[rows] for t in (doubt, own))
-        found = scan.nearest(q[rows], k, u, mine)
-        place = slice(int(rows[0]), int(rows[-1]) + 1)
-        indices[place], scores[place] = found[0].cpu(), found[1].cpu()
-    declined = None if max_uncertainty is None else (queries.level > max_uncertainty).cpu()
-    return Neighbours(indices, scores, exclude_self, declined)
 
 
-def _tensors(e: Embedding, similarity: str) -> tuple[Tensor, Tensor | None]:
-    """What a search needs of an embedding, in float32."""
-    return e.semantic.detach().float(), e.uncertainty.detach().float() if similarity == "introspective" else None
+def _tensors(e: Embedding, metric: Metric) -> tuple[Tensor, Tensor | None]:
+    """Returns what a search needs of an embedding, in float32: vectors, and uncertainties where they count."""
+    return e.semantic.detach().float(), e.uncertainty.detach().float() if metric.introspective else None
 
 
 def merge(parts: Sequence[Neighbours], offsets: Sequence[int], k: int) -> Neighbours:
@@ -133,29 +136,89 @@ def ranks(
     gallery: Embedding,
     rows: Tensor,
     columns: Tensor,
-    similarity: str = "cosine",
+    metric: Metric,
     exclude_self: bool = False,
-    tau: float = TAU,
     backend: str = "auto",
 ) -> Tensor:
-    """The exact place, from 1, of one gallery image among all the neighbours of a query: cheaper than a long list.
+    """Returns the exact rank, from 1, of one gallery image among all neighbours of a query: cheaper than a long list.
 
     Args:
-        queries, gallery, similarity, exclude_self, tau, backend: as in :func:`search`, which has checked them.
+        queries, gallery, metric, exclude_self, backend: as in :func:`search`, which has checked them.
         rows, columns: ``(P,)`` the query and the gallery image of each pair.
 
     Returns:
         ``(P,)`` int64 on the CPU.
     """
-    (q, doubt), (g, theirs) = (_tensors(e, similarity) for e in (queries, gallery))
-    scan = Scan(g, theirs, tau, scan_dtype(backend, q.device))
+    (q, query_u), (g, gallery_u) = (_tensors(e, metric) for e in (queries, gallery))
+    scan = Scan(g, gallery_u, metric.tau, scan_dtype(backend, q.device))
+    return _ranks(scan, q, query_u, rows, columns, exclude_self)
+
+
+def _ranks(scan: Scan, q: Tensor, query_u: Tensor | None, rows: Tensor, columns: Tensor, exclude_self: bool) -> Tensor:
     rows, columns = rows.to(q.device), columns.to(q.device)
-    found = [torch.empty(0, dtype=torch.int64)]
-    for part in _blocks(torch.arange(len(rows), device=queries.device), 4 * len(gallery)):
+    parts = [torch.empty(0, dtype=torch.int64)]
+    for part in _blocks(torch.arange(len(rows), device=q.device), 4 * len(scan.gallery)):
         row = rows[part]
-        u = None if doubt is None else doubt[row]
-        found.append(scan.rank(q[row], columns[part], u, row if exclude_self else None).cpu())
-    return torch.cat(found)
+        u = None if query_u is None else query_u[row]
+        parts.append(scan.rank(q[row], columns[part], u, row if exclude_self else None).cpu())
+    return torch.cat(parts)
+
+
+def positive_ranks(
+    task: RetrievalTask, neighbours: Neighbours, counts: Tensor, metric: Metric, backend: str = "auto"
+) -> Tensor:
+    """Returns the ``(Q,)`` rank of each query's nearest positive: read from the list, or counted where it lies beyond.
+
+    Args:
+        task, metric, backend: of the search.
+        neighbours: its answer.
+        counts: ``(Q,)`` positives of each query; without any, the rank is the size of the gallery.
+    """
+    labels = task.gallery_labels
+    correct = labels[neighbours.indices] == task.query_labels[:, None]
+    best = torch.where(correct.any(1), correct.int().argmax(1) + 1, len(labels))
+    rows = (~correct.any(1) & (counts > 0)).nonzero().squeeze(1)
+    if not len(rows):
+        return best
+    (q, query_u), (g, gallery_u) = (_tensors(e, metric) for e in (task.queries, task.gallery))
+    scan = Scan(g, gallery_u, metric.tau, scan_dtype(backend, q.device))
+    order = labels.argsort(stable=True)
+    first = torch.searchsorted(labels[order], task.query_labels[rows])
+    count = torch.searchsorted(labels[order], task.query_labels[rows], right=True) - first
+    score, column = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
+    for i in range(int(count.max())):  # of equal scores, the first in the gallery stays
+        pairs = (i < count).nonzero().squeeze(1)
+        positive = order[first[pairs] + i]
+        positive_score = scan.exact(q, query_u, rows[pairs].to(q.device), positive.to(q.device)).cpu()
+        if task.same_images:
+            positive_score = positive_score.masked_fill(positive == rows[pairs], -torch.inf)
+        nearer = positive_score > score[pairs]
+        score[pairs[nearer]], column[pairs[nearer]] = positive_score[nearer], positive[nearer]
+    best[rows] = _ranks(scan, q, query_u, rows, column, task.same_images)
+    return best
+
+
+def class_margin(task: RetrievalTask, neighbours: Neighbours, metric: Metric, backend: str = "auto") -> Tensor:
+    """Returns ``(Q,)`` how much nearer the nearest image is than the nearest of another class; 0 where there is none.
+
+    The list may hold a single class: one of the gallery that is larger than the query's. Then the rest is searched.
+    """
+    labels = task.gallery_labels
+    classes = labels[neighbours.indices]
+    other = classes != classes[:, :1]
+    second = neighbours.scores.gather(1, other.int().argmax(1, keepdim=True)).squeeze(1)
+    single = ~other.any(1)
+    second[single] = neighbours.scores[single, 0]
+    for label in classes[single, 0].unique():
+        rows = (single & (classes[:, 0] == label)).nonzero().squeeze(1)
+        rest = (labels != label).nonzero().squeeze(1)
+        if len(rest):
+            itself = neighbours.excludes_self  # the query is among the rest where the list is of another class
+            queries, gallery = task.queries[rows], task.gallery[rest]
+            near = search(queries, gallery, min(1 + itself, len(rest)), metric, backend=backend)
+            scores = near.scores.masked_fill(itself & (rest[near.indices] == rows[:, None]), -torch.inf).amax(1)
+            second[rows] = scores.where(scores.isfinite(), second[rows])
+    return neighbours.scores[:, 0] - second
 
 
 def _blocks(rows: Tensor, width: int) -> tuple[Tensor, ...]:

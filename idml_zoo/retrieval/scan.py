@@ -27,7 +27,7 @@ def minus_distance(cos: Tensor, beta: Tensor, tau: float) -> Tensor:
 
 
 def exact_scores(q: Tensor, g: Tensor, u: Tensor | None = None, v: Tensor | None = None, tau: float = TAU) -> Tensor:
-    """``(P,)`` the scores of P pairs ``(P, D)``, in float64, rounded to float32: what defines the order.
+    """Returns ``(P,)`` scores of P pairs ``(P, D)``, in float64, rounded to float32: what defines the order.
 
     The inner product; or −D, where their uncertainties u and v are given.
     """
@@ -38,7 +38,7 @@ def exact_scores(q: Tensor, g: Tensor, u: Tensor | None = None, v: Tensor | None
 
 
 def ordered(indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows sorted by descending score, equal scores by ascending index."""
+    """Returns rows sorted by descending score, equal scores by ascending index."""
     by_index = indices.argsort(dim=1)
     indices, scores = indices.gather(1, by_index), scores.gather(1, by_index)
     by_score = scores.argsort(dim=1, descending=True, stable=True)
@@ -74,7 +74,7 @@ class Scan:
         level = gallery.new_zeros(len(gallery)) if uncertainty is None else torch.linalg.vector_norm(uncertainty, dim=1)
         # tiles of like levels, so that a tile's highest level says much of each
         order = level.argsort(stable=True) if self.by_level else torch.arange(len(level), device=level.device)
-        self.place = order.argsort()  # of a gallery row, in that order
+        self.position = order.argsort()  # of a gallery row, in that order
         self.tiles = -(-len(level) // TILE)
         self.order = torch.cat([order, order[-1:].expand(self.tiles * TILE - len(level))])  # the last tile is filled up
         self.level = level[self.order].view(self.tiles, TILE)
@@ -88,15 +88,15 @@ class Scan:
         self._fine_first = False
 
     def _finer(self) -> Scan | None:
-        """The same gallery with tighter bounds, at the price of slower products; None where this is the finest."""
+        """Returns the same gallery with tighter bounds and slower products; None where this is the finest."""
         if self._fine is None and (self.by_level or self.dtype != torch.float32):
             self._fine = Scan(self.gallery, self.uncertainty, self.tau, dense=True)
         return self._fine
 
-    def _scanned(self, q: Tensor, u: Tensor | None, own: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``(B, T, TILE)`` scan of every gallery image in the tiles' order, and its ``(B, 1)`` error.
+    def _scanned(self, q: Tensor, u: Tensor | None, self_rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns a ``(B, T, TILE)`` scan of every gallery image in the tiles' order, and its ``(B, 1)`` error.
 
-        The scan is a rounded product; a dense one already the bound of the score. What may not be found is −inf.
+        The scan is a rounded product; a dense one already the bound of the score. What is excluded is −inf.
         The error is, by Cauchy and Schwarz, ‖q − q̃‖·‖g‖ + ‖q̃‖·‖g − g̃‖, and D roundings of a sum in float32.
         """
         rounded = q.to(self.dtype)
@@ -112,8 +112,8 @@ class Scan:
             values = minus_distance(values + error, squared.clamp_(min=0).sqrt_().mul_(_ABOVE), self.tau)
             values = values.div_(_ABOVE).add_(_TINY)
         values[:, len(self.gallery) :] = -torch.inf
-        if own is not None:
-            values[torch.arange(len(values), device=values.device), self.place[own]] = -torch.inf
+        if self_rows is not None:
+            values[torch.arange(len(values), device=values.device), self.position[self_rows]] = -torch.inf
         return values.view(len(values), self.tiles, TILE), error
 
     def _product_error(self, q: Tensor) -> float:
@@ -127,7 +127,7 @@ class Scan:
     def _bound(
         self, scanned: Tensor, error: Tensor, query_level: Tensor, gallery_level: Tensor, low: bool = False
     ) -> Tensor:
-        """What the scores cannot exceed; with ``low``, what they cannot fall below.
+        """Returns what the scores cannot exceed; with ``low``, what they cannot fall below.
 
         It rises with the scan, so that a tile's highest scan and highest level give the tile's bound. Few passes: that
         is most of what a search costs beside its product.
@@ -147,20 +147,22 @@ class Scan:
         weight = torch.div(beta / -self.tau, alpha).exp_()
         return torch.addcmul(alpha.new_full((), sign * _TINY), alpha, weight, value=-(_ABOVE**-sign))
 
-    def nearest(self, q: Tensor, k: int, u: Tensor | None = None, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``(B, k)`` indices and scores of a block of B queries.
+    def nearest(
+        self, q: Tensor, k: int, u: Tensor | None = None, self_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns ``(B, k)`` indices and scores of a block of B queries.
 
         Args:
             q: ``(B, D)`` float32.
-            k: at most the number of gallery images that may be found.
+            k: at most the number of gallery images that are not excluded.
             u: ``(B, D)`` their uncertainty, where the gallery has one.
-            own: ``(B,)`` gallery row that each query may not find.
+            self_rows: ``(B,)`` gallery row of each query's own image, which it may not find; None for no such row.
         """
         finer = self._finer() if self._fine_first else None
         if finer:
-            return finer.nearest(q, k, u, own)
+            return finer.nearest(q, k, u, self_rows)
         self._fine_first = False
-        scanned, error = self._scanned(q, u, own)
+        scanned, error = self._scanned(q, u, self_rows)
         level, highest = self._level(q, u), self.level[:, -1]
         tile_bound = self._bound(scanned.amax(2), error, level, highest)
         tiles = tile_bound.topk(min(self.tiles, k + self.slack)).indices
@@ -179,42 +181,42 @@ class Scan:
         undecided = (nearest >= scores[:, -1]).nonzero().squeeze(1)
         refused = 0
         for rows in undecided.split(max(1, _OPEN // (self.tiles * TILE))) if len(undecided) else ():
-            threshold, mine, doubt = scores[rows, -1:], *(None if t is None else t[rows] for t in (own, u))
-            row, place = (bounds[rows] >= threshold).nonzero().unbind(1)
-            column = tiles[rows[row], place // TILE] * TILE + place % TILE
+            threshold, excluded, query_u = scores[rows, -1:], *(None if t is None else t[rows] for t in (self_rows, u))
+            row, slot = (bounds[rows] >= threshold).nonzero().unbind(1)
+            column = tiles[rows[row], slot // TILE] * TILE + slot % TILE
             more, tile = (tile_bound[rows] >= threshold).nonzero().unbind(1)
             behind = self._bound(scanned[rows[more], tile], error[rows[more]], level[rows[more]], highest[tile, None])
-            pair, place = (behind >= threshold[more]).nonzero().unbind(1)
-            row, column = torch.cat([row, more[pair]]), torch.cat([column, tile[pair] * TILE + place])
+            pair, slot = (behind >= threshold[more]).nonzero().unbind(1)
+            row, column = torch.cat([row, more[pair]]), torch.cat([column, tile[pair] * TILE + slot])
             finer = self._finer()
             if finer and len(row) * TILE > len(rows) * len(self.gallery):  # products of all are cheaper than so many
                 refused += len(rows)
-                indices[rows], scores[rows] = finer.nearest(q[rows], k, doubt, mine)
+                indices[rows], scores[rows] = finer.nearest(q[rows], k, query_u, excluded)
             else:
-                indices[rows], scores[rows] = self._settled(q[rows], doubt, indices[rows], scores[rows], row, column)
+                indices[rows], scores[rows] = self._settled(q[rows], query_u, indices[rows], scores[rows], row, column)
         # where the bounds decide little, for example for embeddings that are all alike, begin with the finer ones
         self._fine_first = refused > len(q) // 2
         return indices, scores
 
-    def ceiling(self, q: Tensor, u: Tensor | None = None, own: Tensor | None = None) -> Tensor:
-        """``(B,)`` what the score of each query's nearest cannot exceed: cheaper than finding it.
+    def ceiling(self, q: Tensor, u: Tensor | None = None, self_rows: Tensor | None = None) -> Tensor:
+        """Returns ``(B,)`` what the score of each query's nearest cannot exceed: cheaper than finding it.
 
-        Arguments as those of :meth:`nearest`; an ``own`` of −1 excludes nothing.
+        Arguments as those of :meth:`nearest`; a self row of −1 excludes nothing.
         """
         scanned, error = self._scanned(q, u, None)
-        if own is not None:
-            rows = (own >= 0).nonzero().squeeze(1)
-            scanned.view(len(q), -1)[rows, self.place[own[rows]]] = -torch.inf
+        if self_rows is not None:
+            rows = (self_rows >= 0).nonzero().squeeze(1)
+            scanned.view(len(q), -1)[rows, self.position[self_rows[rows]]] = -torch.inf
         return self._bound(scanned.amax(2), error, self._level(q, u), self.level[:, -1]).amax(1)
 
-    def rank(self, q: Tensor, columns: Tensor, u: Tensor | None = None, own: Tensor | None = None) -> Tensor:
-        """``(B,)`` int64, from 1: the place of gallery image ``columns[b]`` among all the neighbours of query b.
+    def rank(self, q: Tensor, columns: Tensor, u: Tensor | None = None, self_rows: Tensor | None = None) -> Tensor:
+        """Returns ``(B,)`` int64, from 1: the rank of gallery image ``columns[b]`` among all the neighbours of query b.
 
         Arguments as those of :meth:`nearest`; not of a dense scan.
         """
-        scanned, error = self._scanned(q, u, own)
+        scanned, error = self._scanned(q, u, self_rows)
         level, everyone = self._level(q, u), torch.arange(len(q), device=q.device)
-        score = self._score(q, u, everyone, self.place[columns])[:, None]
+        score = self._score(q, u, everyone, self.position[columns])[:, None]
         high, low = (
             self._bound(scanned, error[:, None], level[:, None], self.level, low).flatten(1) for low in (False, True)
         )
@@ -224,25 +226,29 @@ class Scan:
         before = (exact > score[row, 0]) | ((exact == score[row, 0]) & (index < columns[row]))
         return rank.index_add_(0, row[before], torch.ones_like(row[before]))
 
+    def exact(self, q: Tensor, u: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+        """Returns ``(P,)`` exact scores of pairs: ``rows`` of the queries q, with uncertainty u, and gallery images."""
+        return self._score(q, u, rows, self.position[columns])
+
     @staticmethod
     def _level(q: Tensor, u: Tensor | None) -> Tensor:
         return q.new_zeros(len(q), 1) if u is None else torch.linalg.vector_norm(u, dim=1, keepdim=True)
 
     def _score(self, q: Tensor, u: Tensor | None, rows: Tensor, position: Tensor) -> Tensor:
-        """``(P,)`` exact scores of the block's ``rows`` and the gallery images at ``position`` of the tiles' order."""
+        """Returns ``(P,)`` exact scores of the block's ``rows`` and the gallery images at tile ``position``."""
         out = torch.empty(len(rows), device=rows.device)
         step = max(1, _GATHERED // q.shape[1])
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             row, column = rows[part], self.order[position[part]]
-            mine, theirs = (None if t is None else t[i] for t, i in ((u, row), (self.uncertainty, column)))
-            out[part] = exact_scores(q[row], self.gallery[column], mine, theirs, self.tau)
+            query_u, gallery_u = (None if t is None else t[i] for t, i in ((u, row), (self.uncertainty, column)))
+            out[part] = exact_scores(q[row], self.gallery[column], query_u, gallery_u, self.tau)
         return out
 
     def _settled(
         self, q: Tensor, u: Tensor | None, indices: Tensor, scores: Tensor, row: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The nearest among those found, ``(B, k)``, and P more pairs."""
+        """Returns the ``(B, k)`` nearest among those listed and P more pairs."""
         k = indices.shape[1]
         by_row = row.argsort(stable=True)
         row, position = row[by_row], position[by_row]

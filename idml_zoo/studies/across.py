@@ -10,8 +10,8 @@ from scipy.stats import spearmanr
 
 from idml_zoo.models.zoo import EMBEDDED, PUBLISHED
 from idml_zoo.reports.bootstrap import Difference, load_queries
-from idml_zoo.reports.card import markdown_table
 from idml_zoo.reports.leaderboard import percent
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import read_results
 from idml_zoo.studies.figures import level_ratios, title_of
 from idml_zoo.studies.sets import Set, compared, interval, matched_controls, pairs, scores, settings_text
@@ -53,7 +53,7 @@ def _count_differences(differences: list[Difference]) -> list[str]:
 
 def _count_rows(values: list[list[float]], than: float) -> list[str]:
     """Counts rows: above for every seed, below for every seed, neither."""
-    above, below = (sum(f(v) for v in values) for f in (lambda v: min(v) > than, lambda v: max(v) < than))
+    above, below = sum(min(v) > than for v in values), sum(max(v) < than for v in values)
     return [str(above), str(below), str(len(values) - above - below)]
 
 
@@ -67,9 +67,9 @@ def claims(sets: list[Set]) -> str:
     metric = [x for x in all_pairs if variants[x[1]].similarity == "introspective"]
     released = [x for x in all_pairs if variants[x[1]].similarity == "released"]
     mixup = [x for x in all_pairs if variants[x[1]].similarity == "cosine" and variants[x[1]].mixup]
-    lines = [(f, line) for f in sets for n, line in f.lines.items() if variants[n].similarity == "introspective"]
-    same_weights = [(f, line.introspective, line.row) for f, line in lines if line.introspective]
-    with_level = [(f, line.row, line.row.values("auroc_level")) for f, line in lines]
+    lines = [(m, line) for m in sets for n, line in m.lines.items() if variants[n].similarity == "introspective"]
+    same_weights = [(m, line.introspective, line.row) for m, line in lines if line.introspective]
+    with_level = [(m, line.row, line.row.values("auroc_level")) for m, line in lines]
     over_baseline = [
         [a - b for a, b in zip(level, row.values("auroc_top1_similarity") or [], strict=True)]
         for _, row, level in with_level
@@ -90,7 +90,7 @@ def claims(sets: list[Set]) -> str:
         [
             "Searching by the introspective similarity retrieves better (the authors search by the cosine [C])",
             "cosine search of the same weights, R@1",
-            *_count_differences([compared(f, a, b, same_weights=True)["R@1"] for f, a, b in same_weights]),
+            *_count_differences([compared(m, a, b, same_weights=True)["R@1"] for m, a, b in same_weights]),
         ],
         [
             "The level tells which images will be retrieved wrongly [R]",
@@ -101,7 +101,7 @@ def claims(sets: list[Set]) -> str:
         [
             "The level rises as images degrade [R]",
             "the least degraded images, mean ‖u‖",
-            *_count_rows([r for f, row, _ in with_level if (r := level_ratios(f, row))], 1.0),
+            *_count_rows([r for m, row, _ in with_level if (r := level_ratios(m, row))], 1.0),
         ],
     ]
     return markdown_table(["statement", "compared with", "yes", "the opposite", "undecided"], rows)
@@ -120,7 +120,7 @@ def levels(sets: list[Set]) -> str:
 
 def standing(sets: list[Set]) -> str:
     """Returns which studies are complete, and which rows are not measured yet."""
-    missing = {title_of(f): [f"`{n}`" for n in f.progress.variants() if n not in f.lines] for f in sets}
+    missing = {title_of(m): [f"`{n}`" for n in m.progress.variants() if n not in m.lines] for m in sets}
     for measured in sets:
         missing[title_of(measured)] += [f"the scout `{n}`" for n, t in measured.progress.scouted() if t.result is None]
         for variant, settings, finals in measured.progress.controls():
@@ -129,10 +129,20 @@ def standing(sets: list[Set]) -> str:
     done = [title for title, names in missing.items() if not names]
     text = [f"Complete: {'; '.join(done)}."] if done else []
     text += [f"Of {title}, not measured yet: {', '.join(names)}." for title, names in missing.items() if names]
-    begun, folders = {f.study.file.resolve() for f in sets}, {f.study.file.parent for f in sets}
-    waiting = sorted(p.stem for folder in folders for p in folder.glob("*.yaml") if p.resolve() not in begun)
+    started, folders = {m.study.file.resolve() for m in sets}, {m.study.file.parent for m in sets}
+    waiting = sorted(p.stem for folder in folders for p in folder.glob("*.yaml") if p.resolve() not in started)
     text += [f"No row is tuned yet of {', '.join(f'`{name}`' for name in waiting)}."] if waiting else []
     return " ".join(text)
+
+
+def _best_other_loss(measured: Set) -> str | None:
+    """Returns the semantic variant with the best trial, without Proxy-Anchor; None until all are tuned."""
+    semantic = [n for n in measured.progress.variants() if variants[n].head == "semantic"]
+    others = [n for n in semantic if n not in ("pa", "pa_mixup")]
+    tuned = {n: measured.progress.chosen(n) for n in others}
+    scores = {n: measured.progress.score(t.result) for n, t in tuned.items() if t and t.result}
+    best = max(scores, key=lambda n: scores[n]) if scores and len(scores) == len(others) else None
+    return best if best in measured.lines else None
 
 
 def headline(sets: list[Set]) -> str:
@@ -143,13 +153,7 @@ def headline(sets: list[Set]) -> str:
 
     rows = []
     for measured in sets:
-        plain = [
-            n for n in measured.progress.variants() if variants[n].head == "semantic" and n not in ("pa", "pa_mixup")
-        ]
-        tuned = {n: measured.progress.chosen(n) for n in plain}
-        scores = {n: measured.progress.score(t.result) for n, t in tuned.items() if t and t.result}
-        other = max(scores, key=lambda n: scores[n]) if scores and len(scores) == len(plain) else None
-        other = other if other in measured.lines else None  # the best by its trials, or none yet
+        other = _best_other_loss(measured)
         cells = [percent(measured.baseline.values("recall@1")) if measured.baseline else "–"]
         cells += [recall(measured, n) for n in ("pa", "pa_mixup", "idml", "idml_no_mixup")]
         cells += [

@@ -1,4 +1,4 @@
-"""The figures of the pages of results; `docs/results.py` draws them."""
+"""The figures of the result pages. ``python -m idml_zoo.studies.pages`` draws them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CORRECT, _WRONG = "#0a7d44", "#c62828"
 
 
 def title_of(measured: Set) -> str:
-    """Returns the title of its benchmark."""
+    """Returns the title of a set's benchmark."""
     return benchmarks[measured.benchmark].title if measured.benchmark in benchmarks else measured.benchmark
 
 

@@ -1,10 +1,10 @@
-"""Makes the tables of gradients.md from result files.
+"""Makes the tables of docs/gradients.md from result files.
 
-    python docs/gradients.py            # writes them
-    python docs/gradients.py --check    # fails where the page differs from the result files
-    python docs/gradients.py --pace runs/glyphs   # also measures the gradients of the trained models in these runs
+    python -m idml_zoo.studies.gradients_page            # writes them
+    python -m idml_zoo.studies.gradients_page --check    # writes nothing; fails where the page differs from the files
+    python -m idml_zoo.studies.gradients_page --pace runs/glyphs   # also measures the trained models of these runs
 
-Everything between the markers of the page is generated; the words around it are not.
+It runs in a clone. Everything between the markers of the page is generated; the words around it are written by hand.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from idml_zoo.files import write_file
 from idml_zoo.registry import benchmarks
-from idml_zoo.reports.blocks import write
-from idml_zoo.reports.card import markdown_table
+from idml_zoo.reports.blocks import outdated, write_blocks
 from idml_zoo.reports.leaderboard import group, percent
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import Result, read_results
+from idml_zoo.studies.pages import report_outdated
 from idml_zoo.training.config import DEFAULTS
 
 HERE = Path(__file__).parents[2] / "docs"
@@ -41,17 +43,19 @@ COLUMNS = {
 
 
 def results_of(results: Path, variant: str) -> list[Result]:
-    """The result of each seed of the rows whose gradients are looked at."""
+    """Returns the result of each seed of a variant's row, whose gradients the page shows."""
     row = f"{variant}-test_resnet-64px"
-    found = (r for r in read_results(results) if (r.benchmark, r.row, r.protocol.split) == ("glyphs", row, "test"))
-    return sorted(found, key=lambda r: r.seed)
+    seeds = (r for r in read_results(results) if (r.benchmark, r.row, r.protocol.split) == ("glyphs", row, "test"))
+    return sorted(seeds, key=lambda r: r.seed)
 
 
 def measure_pace(runs: Path, results: Path) -> list[dict[str, object]]:
-    """The pace of glyphs_subset's test images under each trained model; draws that of idml, seed 0.
+    """Returns statistics of the pace of glyphs_subset's test images for each trained model; draws idml, seed 0.
+
+    :mod:`idml_zoo.evaluation.gradients` defines the pace.
 
     Raises:
-        ValueError: a model in ``runs`` is not the one of the result file.
+        ValueError: a model in ``runs`` has other weights than the result file.
     """
     import idml_zoo
     from idml_zoo.evaluation.gradients import gradient_curves, plot_gradients, sample_gradients
@@ -60,37 +64,38 @@ def measure_pace(runs: Path, results: Path) -> list[dict[str, object]]:
     from idml_zoo.models.files import WEIGHTS
 
     split = benchmarks["glyphs_subset"].splits().test
-    found: list[dict[str, object]] = []
+    measured: list[dict[str, object]] = []
     for name in VARIANTS:
         for result in results_of(results, name):
             folder = runs / result.row / f"seed{result.seed}" / "model"
             if (sha := sha256_of(folder / WEIGHTS)) != result.provenance.weights_sha256:
                 raise ValueError(
-                    f"{folder} holds weights {sha[:12]}, {result.path(results)} is of others; train it anew"
+                    f"{folder} holds weights {sha[:12]}, but {result.path(results)} is of "
+                    f"{str(result.provenance.weights_sha256)[:12]}; train the model again"
                 )
             samples = sample_gradients(idml_zoo.create_model(f"local-dir:{folder}", pretrained=True), split)
             pace, metric = samples.pace, samples.metric_pace
             entry = {"pace": spearman(pace, samples.level), "metric": spearman(metric, samples.level)}
             entry |= {"median": float(np.median(pace)), "above": float((pace > 1).mean()), "most": float(metric.max())}
-            found.append({"variant": name, "seed": result.seed, "weights_sha256": sha, **entry})
+            measured.append({"variant": name, "seed": result.seed, "weights_sha256": sha, **entry})
             if name == "idml" and result.seed == 0:
                 plot_gradients(FIGURE, gradient_curves(), samples)
-    return found
+    return measured
 
 
 def pace_table(results: Path, path: Path = PACE) -> str:
-    """A Markdown table of what :func:`measure_pace` found.
+    """Returns the Markdown table of what :func:`measure_pace` measured.
 
     Raises:
         ValueError: the measured models are not those of the result files.
     """
-    found = json.loads(path.read_text(encoding="utf-8"))
-    known = {r.provenance.weights_sha256 for name in VARIANTS for r in results_of(results, name)}
-    if old := [f"{e['variant']}, seed {e['seed']}" for e in found if e["weights_sha256"] not in known]:
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    current = {r.provenance.weights_sha256 for name in VARIANTS for r in results_of(results, name)}
+    if old := [f"{e['variant']}, seed {e['seed']}" for e in measured if e["weights_sha256"] not in current]:
         raise ValueError(f"{path.name} is of other models than the result files: {'; '.join(old)}; use --pace")
     lines = []
-    for name in dict.fromkeys(e["variant"] for e in found):
-        seeds = [e for e in found if e["variant"] == name]
+    for name in dict.fromkeys(e["variant"] for e in measured):
+        seeds = [e for e in measured if e["variant"] == name]
 
         def cell(key: str, scale: float = 1.0, digits: int = 2, seeds: list[dict[str, float]] = seeds) -> str:
             values = [scale * e[key] for e in seeds]
@@ -103,7 +108,7 @@ def pace_table(results: Path, path: Path = PACE) -> str:
 
 
 def trials_table(folder: Path = TRIALS) -> str:
-    """A Markdown table of what was tried on held-out training classes, from the recipes in the result files."""
+    """Returns the Markdown table of the trials on held-out training classes, from the recipes in the result files."""
     keys = {"uncertainty_lr_multiplier": "rate of u ×", "tau": "τ = ", "initial_level": "first level "}
     lines = []
     for row in sorted(group(read_results(folder)), key=lambda r: (r.first.model.variant, r.first.row)):
@@ -116,19 +121,24 @@ def trials_table(folder: Path = TRIALS) -> str:
 
 
 def block(name: str, results: Path) -> str:
-    """The content of a block."""
+    """Returns the content of a block: "pace" or "trials"."""
     return {"pace": lambda: pace_table(results), "trials": trials_table}[name]()
 
 
 def main() -> int:
+    """Writes or checks the page; returns an exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
     parser.add_argument("--results", type=Path, default=HERE.parent / "leaderboard" / "results")
     parser.add_argument("--pace", type=Path, metavar="RUNS", help="measure the trained models of the glyphs rows here")
     args = parser.parse_args()
     if args.pace:
-        PACE.write_text(json.dumps(measure_pace(args.pace, args.results), indent=1) + "\n", encoding="utf-8")
-    return write([PAGE], partial(block, results=args.results), args.check)
+        write_file(PACE, json.dumps(measure_pace(args.pace, args.results), indent=1) + "\n")
+    make = partial(block, results=args.results)
+    if args.check:
+        return report_outdated([PAGE], outdated([PAGE], make))
+    write_blocks([PAGE], make)
+    return 0
 
 
 if __name__ == "__main__":

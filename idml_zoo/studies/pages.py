@@ -1,10 +1,11 @@
-"""Makes the tables, figures and findings of the pages of results, of uncertainty.md and of README from result files.
+"""Makes the tables, figures and findings of the result pages, of uncertainty.md and of README.md from result files.
 
-    python docs/results.py            # writes the pages
-    python docs/results.py --check    # fails where a page differs from the result files
+    python -m idml_zoo.studies.pages            # writes the pages and the figures
+    python -m idml_zoo.studies.pages --check    # writes nothing; fails where a page differs from the result files
 
-The studies under recipes/studies name the rows and the trials of each. Everything between the markers of a page is
-generated, the findings too. The words around it are written by hand.
+It runs in a clone: the pages lie in docs/, the studies in recipes/studies, the result files in leaderboard/. A study
+names its rows and trials. Everything between the markers of a page is generated, the findings too. The words around
+it are written by hand.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from functools import partial
 from pathlib import Path
 
 from idml_zoo.evaluation.uncertainty import auroc
-from idml_zoo.reports.blocks import write
+from idml_zoo.reports.blocks import outdated, write_blocks
 from idml_zoo.reports.bootstrap import Difference
-from idml_zoo.reports.card import markdown_table
 from idml_zoo.reports.leaderboard import Row, percent
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import SEVERITIES, Result
 from idml_zoo.studies.across import ACROSS, HEADLINE, introspective_pairs
 from idml_zoo.studies.figures import (
@@ -90,34 +91,26 @@ def rows_table(measured: Set) -> str:
 
 
 def compare_table(measured: Set) -> str:
-    """Returns the table of differences between pairs that differ in one thing."""
-    rows = []
+    """Returns the table of differences between pairs of rows that differ in one respect."""
+    lines, differences = measured.lines, {}
     for name, other in pairs(measured):
-        d = compared(measured, measured.lines[name].row, measured.lines[other].row)
-        rows.append([f"`{name}` − `{other}`", interval(d["R@1"]), interval(d["MAP@R"])])
+        differences[f"`{name}` − `{other}`"] = compared(measured, lines[name].row, lines[other].row)
     for name, control in matched_controls(measured):
-        d = compared(measured, measured.lines[name].row, control.row)
-        rows.append(
-            [
-                f"`{name}` − `{control.variant}` at {settings_text(control.settings)}",
-                interval(d["R@1"]),
-                interval(d["MAP@R"]),
-            ]
-        )
+        title = f"`{name}` − `{control.variant}` at {settings_text(control.settings)}"
+        differences[title] = compared(measured, lines[name].row, control.row)
     for control in measured.controls:
-        if line := measured.lines.get(control.variant):
-            d = compared(measured, control.row, line.row)
-            name = f"`{control.variant}`: {settings_text(control.settings)} − {settings_text(line.settings)}"
-            rows.append([name, interval(d["R@1"]), interval(d["MAP@R"])])
-    for name, line in measured.lines.items():
+        if line := lines.get(control.variant):
+            title = f"`{control.variant}`: {settings_text(control.settings)} − {settings_text(line.settings)}"
+            differences[title] = compared(measured, control.row, line.row)
+    for name, line in lines.items():
         if line.introspective:
-            d = compared(measured, line.introspective, line.row, same_weights=True)
-            rows.append([f"`{name}`: introspective − cosine search", interval(d["R@1"]), interval(d["MAP@R"])])
+            title = f"`{name}`: introspective − cosine search"
+            differences[title] = compared(measured, line.introspective, line.row, same_weights=True)
     if measured.baseline:
-        for name in ("pa", "idml"):
-            if name in measured.lines:
-                d = compared(measured, measured.lines[name].row, measured.baseline)
-                rows.append([f"`{name}` − features, not trained on the set", interval(d["R@1"]), interval(d["MAP@R"])])
+        for name in (n for n in ("pa", "idml") if n in lines):
+            title = f"`{name}` − features, not trained on the set"
+            differences[title] = compared(measured, lines[name].row, measured.baseline)
+    rows = [[title, interval(d["R@1"]), interval(d["MAP@R"])] for title, d in differences.items()]
     return markdown_table(["difference, points", "R@1", "MAP@R"], rows)
 
 
@@ -142,8 +135,8 @@ def tuning_table(measured: Set) -> str:
         best = measured.progress.chosen(name)
         level = best.result.metrics.get("auroc_level") if best and best.result else None
         level_auroc = "–" if level is None else f"{100 * level:.1f}"
-        there = ["; ".join(tried), str(first[name]), level_auroc]
-        rows.append([f"`{name}`", *there, f"{100 * on_test[name]:.1f}", str(second[name])])
+        validation_cells = ["; ".join(tried), str(first[name]), level_auroc]
+        rows.append([f"`{name}`", *validation_cells, f"{100 * on_test[name]:.1f}", str(second[name])])
     title = {"map@r": "MAP@R", "recall@1": "R@1"}.get(metric, metric)
     header = [
         "variant",
@@ -288,7 +281,15 @@ def block(name: str, sets: list[Set]) -> str:
     raise ValueError(f"no block {name!r}: {', '.join(BLOCKS)} of {', '.join(by_benchmark) or 'no set yet'}")
 
 
+def report_outdated(pages: Sequence[Path], stale: Sequence[Path]) -> int:
+    """Prints whether each page agrees with the result files; returns an exit status, 1 where any differs."""
+    for page in pages:
+        print(f"{page.name}: {'differs from' if page in stale else 'agrees with'} the result files")
+    return int(bool(stale))
+
+
 def main(arguments: list[str] | None = None) -> int:
+    """Writes or checks the pages; returns an exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
     parser.add_argument("--page", type=Path, nargs="+", default=PAGES, help="(default: those of the project)")
@@ -296,16 +297,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--leaderboard", type=Path, default=LEADERBOARD)
     args = parser.parse_args(arguments)
     sets = read_sets(args.studies, args.leaderboard)
-    status = write(args.page, partial(block, sets=sets), args.check)
+    make = partial(block, sets=sets)
     if args.check:
-        return status
+        return report_outdated(args.page, outdated(args.page, make))
+    write_blocks(args.page, make)
     pictures = args.page[0].with_suffix("")
     pictures.mkdir(exist_ok=True)
     for measured in sets:
         draw_risk(measured, pictures / f"{measured.benchmark}-risk.png")
         draw_corruptions(measured, pictures / f"{measured.benchmark}-corruptions.png")
         draw_severity(measured, pictures / f"{measured.benchmark}-severity.png")
-    lines = [(f, a, b, compared(f, f.lines[a].row, f.lines[b].row)["R@1"]) for f, a, b in introspective_pairs(sets)]
+    lines = [(m, a, b, compared(m, m.lines[a].row, m.lines[b].row)["R@1"]) for m, a, b in introspective_pairs(sets)]
     if lines:
         draw_across(lines, pictures / "across.png")
     if args.page == PAGES:

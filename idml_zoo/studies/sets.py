@@ -26,25 +26,41 @@ _COMPARED: dict[tuple[object, ...], dict[str, Difference]] = {}  # key: the sha2
 
 @dataclass(frozen=True)
 class Line:
-    """The measured row of one variant of a study."""
+    """The measured row of a variant of a study.
+
+    Attributes:
+        variant: of the training.
+        settings: what its trials chose, such as ``{"lr": 0.002}``.
+        row: on the test classes.
+        introspective: the same weights, searched by the introspective similarity; None where that was not measured.
+    """
 
     variant: str
     settings: dict[str, float]
     row: Row
-    introspective: Row | None  # the same weights, searched by the introspective similarity
+    introspective: Row | None
 
 
 @dataclass(frozen=True)
 class Set:
-    """One study with its results."""
+    """A study with its results.
+
+    Attributes:
+        study, progress: the study, and what of it is done.
+        benchmark: that it measures on.
+        leaderboard: the folder of its results.
+        lines: by variant.
+        baseline: pooled features, not trained on the set, at the same resolution; None where they were not measured.
+        controls: rows with settings that no trial chose.
+    """
 
     study: Study
     progress: Progress
     benchmark: str
     leaderboard: Path
     lines: dict[str, Line]
-    baseline: Row | None  # pooled features, not trained on the set, at the same resolution
-    controls: list[Line]  # settings that no trial chose
+    baseline: Row | None
+    controls: list[Line]
 
 
 def _row(results: list[Result]) -> Row:
@@ -60,32 +76,39 @@ def read_sets(studies: Path = STUDIES, leaderboard: Path = LEADERBOARD) -> list[
         study = read_study(path)
         progress = Progress(study, str(leaderboard))
         config = load_config(str(path.parent / study.recipe), study.words(study.variants[0], {}))
-        lines = {}
-        for variant in progress.variants():
-            finals, best = progress.finals(variant), progress.chosen(variant)
-            results = [result for _, result in finals if result]
-            if best and results and len(results) == len(finals):
-                weights = {r.provenance.weights_sha256 for r in results}
-                twins = [
-                    r
-                    for r in stored
-                    if (r.benchmark, r.row) == (config.benchmark, f"{results[0].row}-introspective")
-                    and r.provenance.weights_sha256 in weights
-                ]
-                twin = _row(twins) if len(twins) == len(results) else None
-                lines[variant] = Line(variant, best.settings, _row(results), twin)
+        lines = _lines(progress, [r for r in stored if r.benchmark == config.benchmark])
         if lines:
             first = next(iter(lines.values())).row.first
             name = f"features-{first.model.backbone.split('.')[0]}-{first.protocol.image_size}px"
-            plain = [r for r in stored if (r.benchmark, r.row) == (config.benchmark, name)]
-            baseline = Row(tuple(plain)) if plain else None
-            controls = []
-            for variant, settings, finals in progress.controls():
-                results = [result for _, result in finals if result]
-                if len(results) > 1:  # a row that is chosen for nothing need not wait for its last seed
-                    controls.append(Line(variant, settings, _row(results), None))
-            sets.append(Set(study, progress, config.benchmark, leaderboard, lines, baseline, controls))
+            features = [r for r in stored if (r.benchmark, r.row) == (config.benchmark, name)]
+            baseline = Row(tuple(features)) if features else None
+            sets.append(Set(study, progress, config.benchmark, leaderboard, lines, baseline, _controls(progress)))
     return sets
+
+
+def _lines(progress: Progress, stored: list[Result]) -> dict[str, Line]:
+    """Returns the variants that are measured by all their seeds; ``stored`` holds the results of the benchmark."""
+    lines = {}
+    for variant in progress.variants():
+        finals, best = progress.finals(variant), progress.chosen(variant)
+        results = [result for _, result in finals if result]
+        if best and results and len(results) == len(finals):
+            weights = {r.provenance.weights_sha256 for r in results}
+            name = f"{results[0].row}-introspective"
+            searched = [r for r in stored if r.row == name and r.provenance.weights_sha256 in weights]
+            introspective = _row(searched) if len(searched) == len(results) else None
+            lines[variant] = Line(variant, best.settings, _row(results), introspective)
+    return lines
+
+
+def _controls(progress: Progress) -> list[Line]:
+    """Returns the controls with two seeds or more; they choose nothing, so that they need not wait for the last."""
+    lines = []
+    for variant, settings, finals in progress.controls():
+        results = [result for _, result in finals if result]
+        if len(results) > 1:
+            lines.append(Line(variant, settings, _row(results), None))
+    return lines
 
 
 def queries(measured: Set, row: Row, metric: str) -> np.ndarray:
@@ -99,7 +122,7 @@ def queries(measured: Set, row: Row, metric: str) -> np.ndarray:
 
 
 def pairs(measured: Set) -> Iterator[tuple[str, str]]:
-    """Yields (variant, the simpler variant that differs from it in one thing)."""
+    """Yields (variant, the simpler variant that differs from it in one respect)."""
     for name in measured.lines:
         variant = variants[name]
         other = SIMPLER.get(name)
@@ -131,7 +154,10 @@ def compared(measured: Set, first: Row, second: Row, same_weights: bool = False)
         return _COMPARED[pair]
     identities = [{(r.provenance.data_sha256, r.protocol.version) for r in row.results} for row in (first, second)]
     if len(identities[0] | identities[1]) != 1:
-        raise ResultError(f"{first.first.row} and {second.first.row} are of other images or protocols")
+        raise ResultError(
+            f"{first.first.row} and {second.first.row} were measured on different images or by different protocol "
+            "versions; evaluate both again"
+        )
     differences = {}
     for title, metric in {"R@1": "top1", "MAP@R": "map@r"}.items():
         a, b = queries(measured, first, metric), queries(measured, second, metric)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
-from idml_zoo.data.cache import cache_images
 from idml_zoo.data.images import ArrayImages, DrawnImages
-from idml_zoo.data.sampler import Numbered, PKSampler, ShuffleSampler
+from idml_zoo.data.loading.cache import cache_images
+from idml_zoo.data.loading.sampler import Numbered, PKSampler, ShuffleSampler
+from idml_zoo.data.loading.streaming import StreamDataset
 from idml_zoo.data.split import Split, Subset, class_folds, hold_out_classes
-from idml_zoo.data.streaming import StreamDataset
 from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms
 from idml_zoo.registry import benchmarks
 from idml_zoo.training.config import ConfigError, DataConfig, EvaluationConfig

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 
 from idml_zoo.data.split import Split
-from idml_zoo.evaluation.embed import embed
+from idml_zoo.evaluation.embed import MeasuredSplit, embed
 from idml_zoo.evaluation.measure import evaluate_embeddings
 from idml_zoo.evaluation.protocol import evaluate, save_result
 from idml_zoo.files import sha256_of
+from idml_zoo.metric import Metric
 from idml_zoo.models.files import WEIGHTS, local_files
 from idml_zoo.models.model import IDMLModel
 from idml_zoo.models.pretrained import load
 from idml_zoo.models.zoo import LOCAL, weights_source
 from idml_zoo.reports.card import build_card
+from idml_zoo.results import TrainingRecord
 from idml_zoo.training import checkpoints
 from idml_zoo.training.config import DEFAULTS
 from idml_zoo.training.lora import merge
 from idml_zoo.training.run import Run, State
 from idml_zoo.training.sharding import copy_unsharded
-from idml_zoo.types import Embedding
 
 
 def validate(model: IDMLModel, split: Split, device: torch.device, workers: int, main: bool) -> dict[str, float]:
@@ -47,18 +48,11 @@ def measure_untrained(run: Run) -> None:
     config = run.config
     name = f"untrained-{run.variant.head}-{config.network.short_backbone}-{run.model.transform.image_size}px"
     name += "-validation" if config.evaluation.evaluate_on == "validation" else ""
-    embedding, seconds = _embed_measured(run)
+    measured = _embed_measured(run)
     if not run.main:
         return
-    result = evaluate(
-        run.final,
-        run.benchmark,
-        embedding=embedding,
-        embed_seconds=seconds,
-        row=name,
-        training="none: head drawn at random",
-        **_circumstances(run),
-    )
+    training = TrainingRecord("none", _backbone_weights(run), description="none: head drawn at random")
+    result = evaluate(run.final, run.benchmark, split=measured, row=name, training=training, **_how(run))
     save_result(result, _results_folder(run))
     run.results.append(result)
 
@@ -75,9 +69,9 @@ def measure(run: Run, state: State) -> None:
     if run.config.evaluation.select == "best":
         part = "best"
         run.final.load_state_dict(load(*local_files(run.folder / part)).state_dict())
-    embedding, seconds = _embed_measured(run)
+    measured = _embed_measured(run)
     if run.main:
-        _write_results(run, state, embedding, seconds, part)
+        _write_results(run, state, measured, part)
     if run.lock:
         checkpoints.clear(run.checkpoints)
         run.lock.release()
@@ -85,29 +79,31 @@ def measure(run: Run, state: State) -> None:
             tracker.finish()
 
 
-def _write_results(run: Run, state: State, embedding: Embedding, seconds: float, part: str) -> None:
+def _write_results(run: Run, state: State, measured: MeasuredSplit, part: str) -> None:
     """Writes a result for each similarity, and the card of the model in a part of the run's folder."""
     config = run.config
     both = config.evaluation.similarity == "both" and run.variant.has_level
-    training, statistics = _describe_training(run, state)
+    description, statistics = _describe_training(run, state)
+    training = TrainingRecord(
+        variant=config.variant,
+        pretrained=_backbone_weights(run),
+        checkpoint="validation" if part == "best" else "last",  # the split that chose the epoch
+        description=description,
+        seconds=state.seconds,
+        recipe=config.to_yaml(),
+        weights_sha256=sha256_of(run.folder / part / WEIGHTS),
+        statistics=statistics,
+    )
     for similarity in ("cosine", "introspective") if both else ("cosine",):
         result = evaluate(
             run.final,
             run.benchmark,
-            embedding=embedding,
-            embed_seconds=seconds,
-            similarity=similarity,
-            tau=config.loss.tau,
+            split=measured,
+            metric=Metric(similarity, config.loss.tau),
             corruptions=config.evaluation.corruptions.split() if similarity == "cosine" else (),
             row=run.name if similarity == "cosine" else f"{run.name}-{similarity}",
-            variant=config.variant,
-            checkpoint="validation" if part == "best" else "last",  # the split that chose the epoch
             training=training,
-            recipe=config.to_yaml(),
-            train_seconds=state.seconds,
-            statistics=statistics,
-            weights_sha256=sha256_of(run.folder / part / WEIGHTS),
-            **_circumstances(run),
+            **_how(run),
         )
         save_result(result, _results_folder(run))
         run.results.append(result)
@@ -128,19 +124,15 @@ def _describe_training(run: Run, state: State) -> tuple[str, dict[str, float]]:
     return training, statistics
 
 
-def _circumstances(run: Run) -> dict[str, Any]:
-    """Returns what every result of a run records, and how it is measured."""
-    config = run.config
-    return {
-        "root": config.data.data_root,
-        "seed": config.seed,
-        "split": run.measured,
-        "split_name": config.evaluation.evaluate_on,
-        "pretrained": weights_source(config.network.backbone_weights, config.network.backbone),
-        "device": run.accelerator.device,
-        "workers": run.workers,
-        "progress": run.main,
-    }
+def _backbone_weights(run: Run) -> str:
+    """Returns what a result says of the backbone's first weights."""
+    return weights_source(run.config.network.backbone_weights, run.config.network.backbone)
+
+
+def _how(run: Run) -> dict[str, Any]:
+    """Returns how every result of a run is measured."""
+    options = {"device": run.accelerator.device, "workers": run.workers, "progress": run.main}
+    return {"root": run.config.data.data_root, "seed": run.config.seed, **options}
 
 
 def _results_folder(run: Run) -> Path:
@@ -148,9 +140,9 @@ def _results_folder(run: Run) -> Path:
     return Path(run.config.leaderboard) / "results"
 
 
-def _embed_measured(run: Run) -> tuple[Embedding, float]:
-    """Returns the measured images' embedding by ``final`` and its seconds; all processes must call, and share it."""
+def _embed_measured(run: Run) -> MeasuredSplit:
+    """Returns the measured split with its embedding by ``final``; all processes must call, and share the work."""
     start, final = time.perf_counter(), run.final
     options: dict[str, Any] = {"workers": run.workers, "device": run.accelerator.device, "progress": run.main}
     embedding = embed(final, run.measured, final.transform, share=run.world > 1, **options)
-    return embedding, time.perf_counter() - start
+    return MeasuredSplit(run.measured, run.config.evaluation.evaluate_on, embedding, time.perf_counter() - start)

@@ -19,7 +19,7 @@ from idml_zoo.evaluation.provenance import code_state
 from idml_zoo.files import write_file
 from idml_zoo.losses import create_criterion
 from idml_zoo.models.model import IDMLModel
-from idml_zoo.models.pretrained import check_can_be_loaded
+from idml_zoo.models.saving import check_can_be_loaded
 from idml_zoo.training import checkpoints
 from idml_zoo.training.batches import Loading, Place, build_loading, load_benchmark
 from idml_zoo.training.config import Config, ConfigError

@@ -20,8 +20,8 @@ from sklearn.datasets import load_sample_image
 from torchvision.transforms import v2
 
 from idml_zoo.data.benchmark import table_benchmark
-from idml_zoo.data.cache import cache_images
 from idml_zoo.data.images import ImageDataset
+from idml_zoo.data.loading.cache import cache_images
 from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig, build_device_transforms, build_transforms
 

@@ -187,7 +187,7 @@ def test_search_and_gallery_too_take_the_temperature_of_the_training(tmp_path, c
 
     def scores(*more):
         assert main(["search", f"local-dir:{folder}", str(photos), "--json", *how, *more]) == 0
-        return [f["score"] for row in json.loads(capsys.readouterr().out)["Most alike"] for f in row["found"]]
+        return [f["score"] for row in json.loads(capsys.readouterr().out)["Most alike"] for f in row["neighbours"]]
 
     assert scores() == scores("--tau", "0.05") != scores("--tau", "5")
     gallery = ["gallery", f"local-dir:{folder}", "mine", "--source", str(photos), "--count", "2", *how]
@@ -217,7 +217,7 @@ def test_what_cannot_be_is_said_before_anything_is_computed(tmp_path, capsys, mo
     for arguments, message in (
         (["gallery", "idml", *own[:-2], "--k", "0"], "must be 1 or more"),
         (["search", "idml", str(photos), "--count", "-1"], "must be 1 or more"),
-        (["eval", "idml", *own, "--tau", "0"], "--tau: tau must be positive, got 0.0"),
+        (["eval", "idml", *own, "--tau", "0"], "--tau: tau must be positive and finite, got 0.0"),
     ):
         with pytest.raises(SystemExit):
             main(arguments)

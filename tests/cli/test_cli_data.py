@@ -16,7 +16,7 @@ from support.official import make_cub
 
 from idml_zoo.cli.main import main
 from idml_zoo.data.benchmark import Benchmark
-from idml_zoo.data.download import Archive
+from idml_zoo.data.preparation.download import Archive
 from idml_zoo.data.sets import cub
 from idml_zoo.registry import benchmarks
 

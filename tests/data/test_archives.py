@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from conftest import visible, wait_for
 
-from idml_zoo.data import archives
-from idml_zoo.data.archives import extract
 from idml_zoo.data.errors import DataError
+from idml_zoo.data.preparation import archives
+from idml_zoo.data.preparation.archives import extract
 
 GOOD = {"A/": None, "A/b/1.jpg": b"one", "A/2.jpg": b"two" * 1000, "notes.txt": b"three"}
 
@@ -281,7 +281,9 @@ def test_a_full_disk_while_extracting(tmp_path, monkeypatch, where):
 def test_a_file_too_large_for_the_disk(tmp_path):
     path = make(tmp_path / "a.tgz", GOOD | {"A/big": bytes(300_000)})
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (131072, -1))"
-    code = f"{limit}\nfrom idml_zoo.data.archives import *\nextract({str(path)!r}, {str(tmp_path / 'data')!r})"
+    code = (
+        f"{limit}\nfrom idml_zoo.data.preparation.archives import *\nextract({str(path)!r}, {str(tmp_path / 'data')!r})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "DataError: cannot extract" in done.stderr and "free space" in done.stderr
     assert visible(tmp_path / "data") == [] and not (tmp_path / "data" / ".extracting").exists()
@@ -299,7 +301,7 @@ def test_files_that_are_not_there_or_in_the_way(tmp_path):
 def test_a_killed_extraction_leaves_nothing_that_looks_whole_and_the_next_cleans_up(tmp_path):
     path, target = make(tmp_path / "a.tgz", GOOD), tmp_path / "data"
     code = (
-        "import time\nfrom idml_zoo.data import archives\n"
+        "import time\nfrom idml_zoo.data.preparation import archives\n"
         "archives._publish = lambda *a: time.sleep(60)\n"  # everything is written, nothing is moved
         f"archives.extract({str(path)!r}, {str(target)!r})"
     )

@@ -15,11 +15,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision.transforms.v2 import functional as F
 
-from idml_zoo.data import cache
 from idml_zoo.data.benchmark import table_benchmark
-from idml_zoo.data.cache import CacheWarning, cache_images
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.images import ImageDataset
+from idml_zoo.data.loading import cache
+from idml_zoo.data.loading.cache import CacheWarning, cache_images
 from idml_zoo.data.transforms import TransformConfig, build_transforms
 
 
@@ -151,7 +151,7 @@ def test_a_broken_image_is_named_and_nothing_is_left(tmp_path, split):
 
 BUILDING = """
 import sys, time
-from idml_zoo.data import cache
+from idml_zoo.data.loading import cache
 from idml_zoo.data.benchmark import table_benchmark
 root, slow = sys.argv[1], float(sys.argv[2])
 build = cache._build

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import shutil
 
@@ -5,16 +6,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_folder
+import torch
+from conftest import make_embedding, make_folder
 from PIL import Image
 from support.tables import encoded, make_parquet
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
+from idml_zoo.data.classes import class_range
 from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.images import ArrayImages, FileImages, ImageDataset, decode
-from idml_zoo.data.prepare import prepare
+from idml_zoo.data.preparation.prepare import prepare
 from idml_zoo.data.split import Split, Subset, class_folds, hold_out_classes
-from idml_zoo.data.table import Table, class_range, disjoint_splits, read_table
+from idml_zoo.data.table import Table, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_transforms
 from idml_zoo.evaluation.protocol import evaluate
 from idml_zoo.models.zoo import create_model
@@ -284,6 +287,21 @@ def test_folds():
             hold_out_classes(split, bad)
     with pytest.raises(DataError, match="needs at least 4"):
         hold_out_classes(labelled(3), 0.5)
+
+
+def test_the_task_of_a_split_is_every_image_in_all_others_or_the_queries_in_the_gallery():
+    split, embedding = labelled(4), make_embedding(12)
+    queries, every = split.queries, dataclasses.replace(split, queries=None)
+    task = every.task(embedding)
+    assert task.queries is task.gallery is embedding and task.same_images
+    assert task.query_labels.tolist() == task.gallery_labels.tolist() == split.labels.tolist()
+    task = split.task(embedding)
+    assert torch.equal(task.queries.semantic, embedding.semantic[queries]) and not task.same_images
+    assert torch.equal(task.gallery.uncertainty, embedding.uncertainty[~queries])
+    assert task.query_labels.tolist() == split.labels[queries].tolist() and task.query_labels.dtype == torch.int64
+    assert task.gallery_labels.tolist() == split.labels[~queries].tolist()
+    with pytest.raises(ValueError, match="11 embeddings but 12 labels"):
+        split.task(embedding[:11])
 
 
 def test_queries_must_be_some_of_the_images():

@@ -9,9 +9,9 @@ import pytest
 from conftest import visible
 from support.download_site import BODY, MIDDLE, OTHER, get, leave_part
 
-from idml_zoo.data import download
-from idml_zoo.data.download import Archive
 from idml_zoo.data.errors import DataError
+from idml_zoo.data.preparation import download
+from idml_zoo.data.preparation.download import Archive
 
 
 def test_a_file_is_downloaded_once_and_found_the_next_time(site, tmp_path):

@@ -13,9 +13,9 @@ import pytest
 from conftest import visible, wait_for
 from support.download_site import BODY, MIDDLE, get, leave_part, size_of, start
 
-from idml_zoo.data import download
-from idml_zoo.data.download import Archive, verify_archive
 from idml_zoo.data.errors import DataError
+from idml_zoo.data.preparation import download
+from idml_zoo.data.preparation.download import Archive, verify_archive
 
 
 def test_proxies_of_the_environment_are_used(site, tmp_path, monkeypatch):
@@ -109,7 +109,6 @@ def test_verifying_names_found_and_expected(site, tmp_path):
 
 def test_importing_is_cheap():
     heavy = "('torch', 'numpy', 'rich', 'filelock', 'urllib.request')"
-    code = (
-        f"import sys, idml_zoo.data.archives, idml_zoo.data.download; print([m for m in {heavy} if m in sys.modules])"
-    )
+    modules = "idml_zoo.data.preparation.archives, idml_zoo.data.preparation.download"
+    code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

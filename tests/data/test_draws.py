@@ -7,7 +7,7 @@ from PIL import Image
 
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.images import ArrayImages, DrawnImages, _mixed
-from idml_zoo.data.sampler import Numbered, PKSampler, ShuffleSampler
+from idml_zoo.data.loading.sampler import Numbered, PKSampler, ShuffleSampler
 from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig, build_transforms
 

@@ -17,7 +17,7 @@ READING = """
 import itertools, json, sys
 from idml_zoo.cli.main import main
 from idml_zoo.data.benchmark import table_benchmark
-from idml_zoo.data.streaming import StreamDataset
+from idml_zoo.data.loading.streaming import StreamDataset
 
 commit, root = sys.argv[1], sys.argv[2]
 out = {}

@@ -14,7 +14,7 @@ from support.tiny_runs import run_with_processes
 from torch.utils.data import DataLoader
 
 from idml_zoo.data.errors import DataError
-from idml_zoo.data.sampler import PKSampler, ShuffleSampler
+from idml_zoo.data.loading.sampler import PKSampler, ShuffleSampler
 
 # classes of 1 to 9 images, with labels in no order and not from 0
 SIZES = {7: 1, -2: 2, 40: 3, 5: 4, 11: 6, 3: 9}
@@ -273,7 +273,7 @@ import json, os, pathlib, sys
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
-from idml_zoo.data.sampler import PKSampler, ShuffleSampler
+from idml_zoo.data.loading.sampler import PKSampler, ShuffleSampler
 
 even = DataLoaderConfiguration(even_batches=False)  # older versions of accelerate ask for it, without a batch_size
 accelerator = Accelerator(cpu=True, dataloader_config=even)

@@ -14,10 +14,10 @@ from conftest import ROOT, SHARED, make_folder, needs_shared
 from support.official import make_inshop
 
 from idml_zoo.data.benchmark import Benchmark, table_benchmark
-from idml_zoo.data.check import check_splits
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.folders import MANIFEST
-from idml_zoo.data.prepare import prepare
+from idml_zoo.data.preparation.check import check_splits
+from idml_zoo.data.preparation.prepare import prepare
 from idml_zoo.data.sets.inshop import load_inshop
 from idml_zoo.data.split import Split, Splits
 from idml_zoo.data.store import load_prepared
@@ -61,7 +61,7 @@ def test_datasets_reads_it_and_other_processes_map_it(tmp_path, mine):
 
 
 def test_shards(tmp_path, mine, monkeypatch):
-    from idml_zoo.data import prepare as writing
+    from idml_zoo.data.preparation import prepare as writing
 
     monkeypatch.setattr(writing, "SHARD_BYTES", 5000)
     monkeypatch.setattr(writing, "_ROWS", 2)
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, mine, monkeypatch):
 PREPARING = """
 import sys, time
 from idml_zoo.data.benchmark import table_benchmark
-from idml_zoo.data import prepare as store
+from idml_zoo.data.preparation import prepare as store
 root, slow = sys.argv[1], float(sys.argv[2])
 write = store._write
 def slowly(*arguments):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from idml_zoo.data.benchmark import table_benchmark
 from idml_zoo.data.errors import BrokenImageError, DataError
-from idml_zoo.data.prepare import prepare
-from idml_zoo.data.streaming import StreamDataset
+from idml_zoo.data.loading.streaming import StreamDataset
+from idml_zoo.data.preparation.prepare import prepare
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import idml_zoo
 from idml_zoo.data.transforms import TransformConfig, build_transforms
-from idml_zoo.evaluation.embed import embed
+from idml_zoo.evaluation.embed import MeasuredSplit, embed
 from idml_zoo.evaluation.embedders import as_embedder, as_embedding
 from idml_zoo.reports.leaderboard import build_leaderboard
 
@@ -103,7 +103,7 @@ def test_an_encoder_gets_the_images_themselves(benchmark):
     result = evaluated(Encoder(), benchmark, batch_size=5)
     assert result.metrics["recall@1"] == 1 and result.model.backbone == "Encoder"
     assert result.protocol.interpolation == "the model's own" and "gmacs" not in result.cost
-    worse = evaluated(Encoder(), benchmark, corruptions=["noise"], severities=[1])
+    worse = evaluated(Encoder(), benchmark, corruptions={"noise": [1]})
     assert set(worse.corruptions["noise"]) == {"1"}
 
 
@@ -117,7 +117,7 @@ def test_corruption_curves_equal_a_slow_measurement(benchmark):
     from idml_zoo.data.corruptions import corrupt
 
     result = evaluated(
-        lambda x: (colours(x), x.std((1, 2, 3))), benchmark, transform=SMALL, corruptions=["noise"], severities=[2, 5]
+        lambda x: (colours(x), x.std((1, 2, 3))), benchmark, transform=SMALL, corruptions={"noise": [2, 5]}
     )
     split = benchmark.splits().test
     transform = build_transforms(SMALL)[1]
@@ -138,9 +138,11 @@ def test_an_embedding_is_used_again(benchmark, monkeypatch):
     model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8)
     split = benchmark.splits().test
     embedding = embed(model, split, SMALL, device="cpu", progress=False)
-    expected = evaluated(model, benchmark, transform=SMALL, similarity="introspective")
-    monkeypatch.setattr(protocol, "embed", None)
-    again = evaluated(model, benchmark, transform=SMALL, similarity="introspective", embedding=embedding)
+    expected = evaluated(model, benchmark, transform=SMALL, metric="introspective")
+    monkeypatch.setattr(protocol, "embed_split", None)
+    again = evaluated(
+        model, benchmark, transform=SMALL, metric="introspective", split=MeasuredSplit(split, embedding=embedding)
+    )
     assert again.metrics == expected.metrics and again.cost["bytes_per_image"] == 64
 
 

@@ -13,9 +13,15 @@ import idml_zoo
 from idml_zoo.evaluation.clustering import adjusted_mutual_information, cluster_metrics, pairwise_f1
 from idml_zoo.evaluation.kmeans import kmeans
 from idml_zoo.evaluation.measure import measure
-from idml_zoo.evaluation.retrieval_metrics import per_query_metrics, retrieval_metrics
+from idml_zoo.evaluation.retrieval_metrics import as_labels, per_query_metrics, retrieval_metrics
+from idml_zoo.metric import Metric, as_metric
 from idml_zoo.retrieval.knn import search
-from idml_zoo.types import Embedding
+from idml_zoo.types import Embedding, RetrievalTask
+
+
+def measured(e, labels, ks=(1, 2, 4, 8), metric="cosine", severity=None, queries=None):
+    is_query = None if queries is None else torch.from_numpy(queries)
+    return measure(RetrievalTask.of(e, as_labels(labels), is_query), as_metric(metric), ks, severity)
 
 
 def lattice_embedding(count: int, seed: int) -> Embedding:
@@ -156,14 +162,14 @@ def test_recall_far_down_the_list_is_counted_instead_of_listed(similarity, insid
         queries = None if inside else rng.random(150) < 0.4
         ks = (1, 5, 40, 60, 100, 500)
         monkeypatch.setattr(module, "_LISTED", 1000)
-        listed = measure(e, labels, ks, (0,), similarity, queries=queries)
+        listed = measured(e, labels, ks, similarity, queries=queries)
         monkeypatch.setattr(module, "_LISTED", 1)
-        assert measure(e, labels, ks, (0,), similarity, queries=queries).metrics == listed.metrics
+        assert measured(e, labels, ks, similarity, queries=queries).metrics == listed.metrics
 
 
 def test_the_margin_is_between_the_two_nearest_classes():
     e, labels = make_embedding(60, dtype=torch.float32), np.arange(60) // 5
-    found = measure(e, labels).per_query["margin"]
+    found = measured(e, labels).per_query["margin"]
     scores = (e.semantic.double() @ e.semantic.double().T).fill_diagonal_(-2).numpy()
     for i in range(60):
         first = labels[scores[i].argmax()]
@@ -175,7 +181,7 @@ def test_no_image_is_its_own_nearest_of_another_class():
     for labels in ([0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0]):
         semantic = F.normalize(torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4], [-1, 0.1]]), dim=1)
         e = Embedding(semantic, torch.zeros(6, 2))[torch.arange(len(labels))]
-        found = measure(e, torch.tensor(labels), (1,), ()).per_query["margin"]
+        found = measured(e, torch.tensor(labels), (1,)).per_query["margin"]
         cosines = semantic[0] @ semantic.T
         far = float(cosines[5]) if len(labels) == 6 else float(cosines[1])
         assert -found[0] == pytest.approx(float(cosines[1]) - far, abs=1e-6)
@@ -186,7 +192,7 @@ def test_the_margin_is_known_where_a_class_of_the_gallery_fills_the_list():
     e = make_embedding(60, dtype=torch.float32)
     labels = np.where(np.arange(60) < 45, 0, 1 + np.arange(60) % 3)
     queries = np.isin(np.arange(60), [46, 47, 48])
-    found = measure(e, labels, (1,), (), queries=queries).per_query["margin"]
+    found = measured(e, labels, (1,), queries=queries).per_query["margin"]
     scores = (e.semantic[queries].double() @ e.semantic[~queries].double().T).numpy()
     known = labels[~queries]
     for i in range(3):
@@ -205,7 +211,7 @@ def test_the_temperature_reaches_search_and_counted_ranks(monkeypatch):
         for tau, d in distances.items():
             order = d.argsort(dim=1, stable=True)
             hit = torch.from_numpy(labels)[order] == torch.from_numpy(labels)[:, None]
-            found = measure(e, labels, (1, 20), (), "introspective", tau=tau).metrics
+            found = measured(e, labels, (1, 20), Metric("introspective", tau)).metrics
             for k in (1, 20):
                 assert found[f"recall@{k}"] == pytest.approx(hit[:, :k].any(1).double().mean().item())
     first, second = (d.argsort(dim=1)[:, :20] for d in distances.values())
@@ -250,7 +256,8 @@ def test_queries_are_searched_in_the_gallery_alone(similarity):
     rng = np.random.default_rng(0)
     labels, queries = rng.integers(0, 6, 40), rng.random(40) < 0.4
     labels[:2], queries[:2] = 6, True  # a class of queries only: nothing to find
-    found = measure(embedding, labels, (1, 3), (0,), similarity, rng.random(40), queries=queries)
+    severity = rng.random(40)[queries]
+    found = measured(embedding, labels, (1, 3), similarity, severity, queries)
     if similarity == "cosine":
         scores = (embedding.semantic @ embedding.semantic.T).numpy()
     else:

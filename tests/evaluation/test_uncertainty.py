@@ -7,7 +7,9 @@ from conftest import make_embedding
 
 from idml_zoo.evaluation.measure import measure
 from idml_zoo.evaluation.uncertainty import aurc, auroc, calibration_error, excess_aurc, spearman
+from idml_zoo.metric import Metric
 from idml_zoo.retrieval.knn import search
+from idml_zoo.types import RetrievalTask
 
 
 def test_auroc_and_spearman():
@@ -19,7 +21,7 @@ def test_auroc_and_spearman():
 
 def test_uncertainty_columns_come_from_the_same_neighbours():
     e, labels = make_embedding(40, dtype=torch.float32), torch.arange(4).repeat(10)
-    found = measure(e, labels, severity=e.level.numpy())
+    found = measure(RetrievalTask.of(e, labels), Metric(), severity=e.level.numpy())
     top1 = search(e, e, 1, exclude_self=True)
     wrong = (labels[top1.indices[:, 0]] != labels).numpy()
     assert found.metrics["auroc_level"] == pytest.approx(auroc(e.level.numpy(), wrong))

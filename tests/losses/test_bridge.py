@@ -61,7 +61,7 @@ def test_to_pml_one_is_a_distance_and_the_other_a_similarity(pml):
     assert (d.tau, d.p, d.power, d.is_inverted, d.normalize_embeddings) == (5.0, 1, 1, False, False)
     assert s.is_inverted and isinstance(s, pml.distances.CosineSimilarity)
     assert pickle.loads(pickle.dumps(d)).tau == 5.0
-    with pytest.raises(ValueError, match="tau must be positive, got 0"):
+    with pytest.raises(ValueError, match="tau must be positive and finite, got 0"):
         bridge.IntrospectiveDistance(tau=0)
     with pytest.raises(TypeError, match="power cannot be chosen"):
         bridge.IntrospectiveDistance(power=2)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_embedding
 
-from idml_zoo.losses import PairLoss, create_criterion, pairs
+from idml_zoo.losses import MarginLoss, PairLoss, create_criterion, pairs
 from idml_zoo.registry import losses
 from idml_zoo.types import Embedding
 
@@ -71,7 +71,7 @@ def test_plain_margin_equals_pytorch_metric_learning_on_the_same_triplets():
     pairs._draw_negatives = spy
     try:
         s = e.clone().requires_grad_()
-        criterion = PairLoss("margin", 8, "cosine").double()
+        criterion = MarginLoss(5, 8, "cosine").double()
         ours = criterion(Embedding(s, torch.zeros_like(s)), LABELS)
     finally:
         pairs._draw_negatives = real
@@ -338,8 +338,13 @@ def test_the_table_is_complete_and_refuses_what_it_cannot_do():
         create_criterion("triplet", 5, 8, "released")
     with pytest.raises(ValueError, match="unknown setting of triplet 'marginn'; did you mean 'margin'"):
         create_criterion("triplet", 5, 8, marginn=1)
+    for setting in ("generator", "dim"):
+        with pytest.raises(ValueError, match=f"unknown setting of margin '{setting}'"):
+            create_criterion("margin", 5, 8, **{setting: 1})
     with pytest.raises(ValueError, match="compares with proxies"):
         PairLoss("proxy_nca", 8)
+    with pytest.raises(ValueError, match="a module of its own; use create_criterion"):
+        PairLoss("margin", 8)
     with pytest.raises(ValueError, match=r"expected \(B, B\) and \(B,\)"):
         pairs.contrastive(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least 3 dimensions"):

@@ -221,7 +221,7 @@ def test_a_folder_of_weights_comes_first(hub, model, tmp_path, monkeypatch):
     hub.requests.clear()
     from argparse import Namespace
 
-    from idml_zoo.cli.model import open_model
+    from idml_zoo.cli.arguments import open_model
 
     said = {"pretrained": None, "backbone_weights": "none", "backbone": None, "pooling": None, "revision": None}
     assert open_model(Namespace(model="idml_test_resnet_cub", **said)).origin, "the command line too"

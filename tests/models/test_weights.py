@@ -41,14 +41,40 @@ def test_save_and_load_give_the_same_embedding(original):
 def test_what_was_said_of_weights_goes_with_them_until_they_are_trained(original, tmp_path):
     loaded = load(original[1])
     again = load(loaded.save_pretrained(tmp_path / "again", tau=1.0))
-    assert again.origin.spec.meta == {"benchmark": "glyphs", "seed": 3, "tau": 1.0} and again.tau == 1.0
+    assert again.origin.spec.meta == {"benchmark": "glyphs", "seed": 3} and again.tau == again.origin.spec.tau == 1.0
     with torch.no_grad():
         again.head.semantic.weight.mul_(1.01)
     other = load(again.save_pretrained(tmp_path / "other", variant="mine"))
-    assert other.origin.spec.meta == {"tau": 1.0, "variant": "mine"}, "of other weights nothing was said"
+    assert other.origin.spec.meta == {"variant": "mine"} and other.tau == 1.0, "of other weights nothing was said"
     assert loaded.origin.still(loaded) and not again.origin.still(again)
     loaded.head.more = torch.nn.Linear(2, 2)
     assert not loaded.origin.still(loaded)
+
+
+def test_the_temperature_is_typed_and_stays_where_version_01_reads_it(original, tmp_path):
+    model, folder = original
+    assert model.tau == load(folder).tau == 5.0 and load(folder).origin.spec.tau is None, "none was recorded"
+    saved = model.save_pretrained(tmp_path / "saved", tau=2, benchmark="glyphs")
+    content = json.loads((saved / "config.json").read_text())
+    assert content["format"] == 2 and content["meta"] == {"benchmark": "glyphs", "tau": 2}
+    again = load(saved)
+    assert again.metric == idml_zoo.Metric("cosine", 2.0) and again.origin.spec.meta == {"benchmark": "glyphs"}
+    assert again.metric.by("introspective") == idml_zoo.Metric("introspective", 2.0)
+    assert load(again.save_pretrained(tmp_path / "twice")).tau == 2.0
+    assert load(again.save_pretrained(tmp_path / "other", tau=0.5)).tau == 0.5
+    for wrong in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="tau must be positive and finite"):
+            model.save_pretrained(tmp_path / "never", tau=wrong)
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("value", ["hot", -1, 0, 10**400, None, [5.0]])
+def test_a_temperature_of_a_file_that_is_none_is_ignored(original, tmp_path, value):
+    saved = original[0].save_pretrained(tmp_path / "saved", tau=2.0)
+    content = json.loads((saved / "config.json").read_text())
+    content["meta"]["tau"] = value
+    (saved / "config.json").write_text(json.dumps(content))
+    assert load(saved).tau == 5.0
 
 
 def test_a_result_says_which_weights_were_measured(original, tmp_path):

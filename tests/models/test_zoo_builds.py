@@ -9,18 +9,18 @@ import pytest
 import torch
 
 import idml_zoo
-from idml_zoo.reports import model_page as page
+from idml_zoo.reports import model_page
 
-NETWORKS = sorted(page.networks().items())
+NETWORKS = sorted(model_page.networks().items())
 SHARD, SHARDS = map(int, os.environ.get("IDML_ZOO_SHARD", "1/1").split("/"))
 
 
 def test_every_name_is_in_the_sweep():
     assert sorted(n for _, names in NETWORKS for n in names) == idml_zoo.list_models()
-    text = page.PAGE.read_text()
-    lines = [line for line in text.splitlines() if line.startswith("| ") and "parameters" not in line]
-    assert len(lines) == len(NETWORKS)
-    assert page.page(lines) == text
+    rows = model_page.stored_rows()
+    assert len(rows) == len(NETWORKS)
+    assert model_page.page(rows) == model_page.PAGE.read_text()
+    assert model_page.EXAMPLE in idml_zoo.list_models()
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_every_name_is_in_the_sweep():
 )
 def test_a_named_model(key, names, tmp_path):
     head, _, dim = key
-    assert page.line(key, names) in page.PAGE.read_text(), "run `python -m idml_zoo.reports.model_page`"
+    assert model_page.table_row(key, names) in model_page.stored_rows(), "run `python -m idml_zoo.reports.model_page`"
     torch.manual_seed(0)
     model = idml_zoo.create_model(names[0])
     size = model.transform.image_size

@@ -1,10 +1,13 @@
 """Imports point down the layers, and importing is cheap."""
 
 import ast
+import re
 import subprocess
 import sys
 
 from conftest import ROOT
+
+from idml_zoo._moved import MOVED
 
 # The layer of each module; a package's own entry holds for the modules it does not list.
 LAYERS = {
@@ -93,3 +96,65 @@ def test_importing_the_package_brings_nothing_heavy():
 def test_files_stay_small():
     long = {str(p): n for p in (ROOT / "idml_zoo").rglob("*.py") if (n := len(p.read_text().splitlines())) > 350}
     assert long == {}
+
+
+def test_the_page_and_the_picture_name_every_folder_on_its_floor():
+    page = (ROOT / "docs" / "architecture.md").read_text().partition("## Values that travel")[0]
+    picture = (ROOT / "docs" / "architecture.svg").read_text()
+    floors = {}
+    for line in page.splitlines():
+        if match := re.match(r"\| (\d+) \| (.+?) \|", line):
+            for name in re.findall(r"`(\w+)/?`", match[2]):
+                floors[name] = int(match[1])
+    hidden = {"__main__", "__init__", "_moved"}
+    assert {n: f for n, f in LAYERS.items() if n not in hidden} == {n: f for n, f in floors.items() if n != "recipes"}
+    assert all(name in picture for name in LAYERS if name not in hidden | {"version"})
+
+
+def functions():
+    """(lines with the docstring, parameters without self, file, name) of every function outside the tests."""
+    for path in [*(ROOT / "idml_zoo").rglob("*.py"), *(ROOT / "recipes").glob("*.py"), *(ROOT / "docs").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                a = node.args
+                names = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs) if x.arg not in ("self", "cls")]
+                count = len(names) + bool(a.vararg) + bool(a.kwarg)
+                yield node.end_lineno - node.lineno + 1, count, str(path.relative_to(ROOT)), node.name
+
+
+def test_functions_stay_short_and_take_few_parameters():
+    every = list(functions())
+    assert len(every) > 800
+    assert [f for f in every if f[0] > 60] == []
+    assert [f for f in every if f[1] > 12] == []
+
+
+def test_the_loop_is_read_in_one_sitting():
+    text = (ROOT / "recipes" / "train.py").read_text()
+    assert len(text.splitlines()) < 200
+    assert {"train", "step", "main"} <= {n.name for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)}
+
+
+def test_importing_takes_no_time():
+    """0.1 s at most, of processor time, against a bare interpreter."""
+    code = "import time; t = time.process_time(); import idml_zoo; print(time.process_time() - t)"
+    best = min(
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout)
+        for _ in range(3)
+    )
+    assert best < 0.1
+
+
+def test_old_import_paths_still_work():
+    code = f"""
+import importlib, warnings
+for old, new in {MOVED!r}.items():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = importlib.import_module(f"idml_zoo.{{old}}")
+    assert module is importlib.import_module(f"idml_zoo.{{new}}"), (old, module)
+    assert any(f"idml_zoo.{{new}}" in str(w.message) for w in caught if w.category is DeprecationWarning), (old, caught)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(MOVED) > 30

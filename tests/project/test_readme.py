@@ -26,8 +26,15 @@ def test_there_are_blocks_of_each_kind():
     assert {kind for _, kind, _ in BLOCKS} == {"python", "bash", "text"}
 
 
+def bring_photos(folder: Path) -> None:
+    """What a reader has: photographs in class folders, and one to ask with."""
+    make_folder(folder / "photos")
+    shutil.copy(folder / "photos" / "class_0" / "0.png", folder / "photo.jpg")
+
+
 @pytest.mark.parametrize("body", PYTHON.values(), ids=list(PYTHON))
 def test_python_blocks_run(body, tmp_path, monkeypatch):
+    bring_photos(tmp_path)
     monkeypatch.chdir(tmp_path)
     exec(compile(body, "README.md", "exec"), {})
 
@@ -38,8 +45,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("clone")
     for name in ("idml_zoo", "recipes", "leaderboard"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    make_folder(place / "photos")  # what a reader has, too
-    shutil.copy(place / "photos" / "class_0" / "0.png", place / "photo.jpg")
+    bring_photos(place)
     return place
 
 
@@ -84,7 +90,8 @@ def test_measured_numbers_are_those_of_the_result_files():
     rows = {f"{r.first.benchmark}/{r.first.row}": r for r in group(read_results(ROOT / "leaderboard" / "results"))}
     metrics = {title(m): m for m in (*METRICS, "recall@1", "recall@2", "recall@4", "recall@8")}
     header, checked = [], 0
-    for line in README.splitlines():
+    pages = README + (ROOT / "docs" / "quickstart.md").read_text()
+    for line in pages.splitlines():
         cells = [c.strip() for c in line.strip().strip("|").split("|")]
         if cells[0] == "row":
             header = cells

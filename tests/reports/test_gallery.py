@@ -37,11 +37,11 @@ def test_sections_hold_what_their_names_say(split, embedding):
     assert np.array_equal(found.wrong, wrong) and found.rows.tolist() == list(range(len(split)))
     mistakes = found.sections["Most confident mistakes"]
     expected = [i for i in np.argsort(level) if wrong[i]][:5]
-    assert [r.query for r in mistakes] == expected and not any(r.right[0] for r in mistakes)
+    assert [r.query for r in mistakes] == expected and not any(r.hit[0] for r in mistakes)
     assert [r.query for r in found.sections["Most uncertain images"]] == np.argsort(-level)[:5].tolist()
     for r in chain(*found.sections.values()):
         assert r.neighbours == tuple(scores[r.query].topk(3).indices.tolist()) and r.query not in r.neighbours
-        assert r.right == tuple((labels[list(r.neighbours)] == labels[r.query]).tolist())
+        assert r.hit == tuple((labels[list(r.neighbours)] == labels[r.query]).tolist())
         assert r.scores == pytest.approx(scores[r.query].topk(3).values.tolist(), abs=1e-6)
         assert r.level == pytest.approx(level[r.query]) and r.levels == pytest.approx(level[list(r.neighbours)])
     again = choose(embedding, split, k=3, count=5)
@@ -69,7 +69,7 @@ def test_frames_tell_right_from_wrong(split, embedding):
     (retrievals,) = ([r] for r in choose(embedding, split, k=6, count=1).sections["A random sample"])
     picture = sheet(split, retrievals)
     y = 6 + _SIDE // 2
-    for j, right in enumerate(retrievals[0].right):
+    for j, right in enumerate(retrievals[0].hit):
         x = 6 + (j + 1) * (_SIDE + 6) + 6 + 1
         assert "#" + bytes(picture.getpixel((x, y))).hex() == (_GREEN if right else _RED)
 

@@ -22,10 +22,11 @@ def fresh():
     semantic = torch.nn.functional.normalize(centres + 0.8 * torch.randn(2400, 8, generator=rng))
     uncertainty = torch.rand(2400, 8, generator=rng)
     model = idml_zoo.create_model("idml", backbone="test_resnet", embedding_dim=8)
+    split = idml_zoo.benchmarks["glyphs_subset"].splits().test
     return idml_zoo.evaluate(
         model,
         "glyphs_subset",
-        embedding=idml_zoo.Embedding(semantic, uncertainty),
+        split=idml_zoo.MeasuredSplit(split, embedding=idml_zoo.Embedding(semantic, uncertainty)),
         row="mine",
         cluster_seeds=(),
         progress=False,

@@ -23,8 +23,8 @@ def test_the_page_agrees_with_the_result_files(script):
 def test_every_table_of_every_set_is_on_one_page():
     from idml_zoo.studies import pages
 
-    pages = "\n".join(page.read_text() for page in pages.PAGES)
-    names = re.findall(r"^<!-- made: ([\w ]+) -->$", pages, re.MULTILINE)
+    text = "\n".join(page.read_text() for page in pages.PAGES)
+    names = re.findall(r"^<!-- made: ([\w ]+) -->$", text, re.MULTILINE)
     assert len(names) == len(set(names))
     everywhere = {f"{kind} {path.stem}" for kind in pages.BLOCKS for path in pages.STUDIES.glob("*.yaml")}
     elsewhere = {name for name in everywhere if name.startswith("twins ") and name != "twins glyphs"}
@@ -35,24 +35,25 @@ def test_a_changed_number_is_seen():
     from idml_zoo.reports import blocks
 
     text = gradients_page.PAGE.read_text()
-    made = partial(gradients_page.block, results=ROOT / "leaderboard" / "results")
-    assert blocks.fill(text, made) == text
+    make = partial(gradients_page.block, results=ROOT / "leaderboard" / "results")
+    assert blocks.fill(text, make) == text
     row = next(line for line in text.splitlines() if line.startswith("| `idml` |"))
-    assert blocks.fill(text.replace(row, row.replace("±", "+")), made) == text
+    assert blocks.fill(text.replace(row, row.replace("±", "+")), make) == text
 
 
-def test_how_well_twins_are_told():
+def test_how_well_the_level_tells_twins():
     """The block of twins, by scikit-learn."""
     from sklearn.metrics import roc_auc_score
 
     from idml_zoo.registry import benchmarks
     from idml_zoo.studies import pages
 
-    (found,) = (f for f in pages.read_sets() if f.benchmark == "glyphs")
-    lines = [line for line in pages.twins_table(found).splitlines() if line.startswith("| `idml` |")]
+    (measured,) = (f for f in pages.read_sets() if f.benchmark == "glyphs")
+    lines = [line for line in pages.twins_table(measured).splitlines() if line.startswith("| `idml` |")]
     twins = benchmarks["glyphs"].splits().test.extras["twin_group"] >= 0
-    told = [100 * roc_auc_score(twins, level) for level in pages.queries(found, found.lines["idml"].row, "level")]
-    assert lines == [f"| `idml` | {np.mean(told):.1f} ± {np.std(told, ddof=1):.1f} |"]
+    row = measured.lines["idml"].row
+    aurocs = [100 * roc_auc_score(twins, level) for level in pages.queries(measured, row, "level")]
+    assert lines == [f"| `idml` | {np.mean(aurocs):.1f} ± {np.std(aurocs, ddof=1):.1f} |"]
 
 
 def test_the_table_of_corrupted_queries_is_of_the_files_numbers():
@@ -60,8 +61,8 @@ def test_the_table_of_corrupted_queries_is_of_the_files_numbers():
 
     from idml_zoo.studies import pages
 
-    (found,) = (f for f in pages.read_sets() if f.benchmark == "cub2010")
-    (line,) = (t for t in pages.corrupted_table(found).splitlines() if t.startswith("| `idml` |"))
+    (measured,) = (f for f in pages.read_sets() if f.benchmark == "cub2010")
+    (line,) = (t for t in pages.corrupted_table(measured).splitlines() if t.startswith("| `idml` |"))
     folder = ROOT / "leaderboard" / "results" / "cub2010" / "idml-tf_efficientnet_lite0-96px-tuned"
     noise = [json.loads(f.read_text())["corruptions"]["noise"] for f in folder.glob("seed*.json")]
     recall = [100 * np.mean([at["recall@1"] for at in curve.values()]) for curve in noise]
@@ -74,9 +75,9 @@ def test_the_table_of_corrupted_queries_is_of_the_files_numbers():
 def test_severity_is_drawn_where_it_is_known(tmp_path):
     from idml_zoo.studies import pages
 
-    for found in pages.read_sets():
-        path = tmp_path / f"{found.benchmark}.png"
-        assert pages.draw_severity(found, path) == found.benchmark.startswith("glyphs") == path.exists()
+    for measured in pages.read_sets():
+        path = tmp_path / f"{measured.benchmark}.png"
+        assert pages.draw_severity(measured, path) == measured.benchmark.startswith("glyphs") == path.exists()
 
 
 def test_what_the_published_model_makes_of_glyphs_is_drawn(tmp_path):
@@ -93,8 +94,8 @@ def test_what_the_picture_says_is_what_the_queries_say():
 
     from idml_zoo.studies import across, sets
 
-    (own,) = (across.EMBEDDED / across.HEADLINE / "results").rglob("*.json")
-    row = ROOT / "leaderboard" / "results" / own.relative_to(across.EMBEDDED / across.HEADLINE / "results").parent
+    (file,) = (across.EMBEDDED / across.HEADLINE / "results").rglob("*.json")
+    row = ROOT / "leaderboard" / "results" / file.relative_to(across.EMBEDDED / across.HEADLINE / "results").parent
     worst = []
     for path in sorted(row.glob("seed*.npz")):
         values = np.load(path)
@@ -102,7 +103,7 @@ def test_what_the_picture_says_is_what_the_queries_say():
         tenth = ordered[-(len(ordered) // 10) :]
         worst.append(100 * sum(bool(w) for _, w in tenth) / len(tenth))
     assert len(worst) == len(list(row.glob("seed*.json"))) >= 3
-    variant = json.loads(own.read_text())["model"]["variant"]
+    variant = json.loads(file.read_text())["model"]["variant"]
     text = across.published(sets.read_sets())
     assert f"variant `{variant}`" in text
     assert f"for {np.mean(worst):.1f} ± {np.std(worst, ddof=1):.1f} % of the most uncertain tenth" in text

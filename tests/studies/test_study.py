@@ -242,7 +242,7 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     best = replace(found, lines={n: x for n, x in found.lines.items() if n != "proxy_nca"})
     assert "proxy_nca" not in pages.ACROSS["headline"]([best]), "the best other loss is not measured: not the next best"
     elsewhere = replace(row.first, protocol=replace(row.first.protocol, version=1))
-    with pytest.raises(ResultError, match="of other images or protocols"):
+    with pytest.raises(ResultError, match="measured on different images or by different protocol versions"):
         pages.compared(found, row, replace(row, results=(elsewhere,)))
     (tried,) = (r for r in read_results(folder / "board" / "validation" / "results") if r.row == chosen_trial(found))
     (line,) = (line for line in blocks["tuning mine"].splitlines() if line.startswith("| `idml_no_mixup` |"))

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from idml_zoo.data.download import Archive, fetch
 from idml_zoo.data.errors import DataError
+from idml_zoo.data.preparation.download import Archive, fetch
 
 BODY = random.Random(0).randbytes(400_000)
 OTHER = random.Random(1).randbytes(len(BODY))
@@ -113,7 +113,8 @@ def start(archive: Archive, folder: Path, before: str = "") -> subprocess.Popen[
     """Another process that fetches."""
     # a process started in the background of a shell has Ctrl-C switched off, and its children inherit that
     before = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{before}"
-    code = f"{before}\nfrom idml_zoo.data.download import *\nfetch({archive!r}, {str(folder)!r}, progress=False)"
+    call = f"fetch({archive!r}, {str(folder)!r}, progress=False)"
+    code = f"{before}\nfrom idml_zoo.data.preparation.download import *\n{call}"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

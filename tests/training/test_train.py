@@ -274,7 +274,7 @@ def test_a_tracker_is_told(tmp_path):
 
 
 def test_training_from_a_stream_of_shards(tmp_path):
-    from idml_zoo.data.prepare import prepare
+    from idml_zoo.data.preparation.prepare import prepare
 
     record = idml_zoo.table_benchmark("mine", make_folder(tmp_path / "photos"))
     folder, _ = prepare(record, record.splits(), tmp_path, progress=False)

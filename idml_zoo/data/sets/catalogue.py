@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.data.benchmark import Benchmark, table_benchmark
-from idml_zoo.data.download import Archive
+from idml_zoo.data.benchmark import Archive, Benchmark, table_benchmark
 from idml_zoo.registry import benchmarks
 
 _CUB_URL = "https://data.caltech.edu/records/65de6-vp158"
@@ -27,7 +26,7 @@ _INSHOP_URL = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval
 
 def _lazily(module: str, function: str) -> Callable[[Path], Any]:
     """A loader whose module (and numpy with it) is imported when the benchmark is loaded."""
-    return lambda root: getattr(importlib.import_module(f"idml_zoo.data.{module}"), function)(root)
+    return lambda root: getattr(importlib.import_module(f"idml_zoo.data.sets.{module}"), function)(root)
 
 
 def _glyphs(classes: int | None) -> Callable[[Path], Any]:

@@ -1,6 +1,6 @@
-"""The leaderboard as one HTML page that needs nothing else: no script, font or picture from anywhere, and no server.
+"""The leaderboard as one HTML page, which needs no server and loads no script, font or picture.
 
-Everything is in the markup; the script only sorts, filters and folds it.
+Everything is in the markup. The script only sorts, filters and folds it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from importlib import resources
 from pathlib import Path
 
 from idml_zoo.reports.bootstrap import load_queries
+from idml_zoo.reports.html import document
 from idml_zoo.reports.leaderboard.pictures import corruption_picture, risk_picture
 from idml_zoo.reports.leaderboard.rows import Row, Section, in_order, percent, pretraining, reported_metrics, title
 from idml_zoo.reports.leaderboard.tables import columns
 from idml_zoo.results import PROTOCOL, Result
 
 _LOW_IS_GOOD = ("aurc", "eaurc", "ece")
-# so that nothing can be fetched
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _ABOUT = """<p><b>Measured</b> rows come from result files of this project's own evaluation: open a row to see its
 evidence. Values are percentages, mean ± sample standard deviation over seeds; one seed has no ±.
 <b>Reported</b> rows (in italics, apart) are what others printed, with their source. The two are never averaged, and a
@@ -40,76 +39,69 @@ _KEY = """wrong nearest neighbours among the surest queries, <span class="key-le
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: its heading, and whether it holds numbers (``low``: of which lower ones are better)."""
+    """A column of a table.
+
+    Attributes:
+        head: its heading, plain text.
+        number: whether it holds numbers.
+        low: whether lower ones are better.
+    """
 
     head: str
     number: bool = True
     low: bool = False
 
 
-def html_page(found: Sequence[Section], root: Path) -> str:
-    """The page.
+def html_page(parts: Sequence[Section], root: Path) -> str:
+    """Returns the page.
 
     Args:
-        found: from :func:`~idml_zoo.reports.leaderboard.rows.sections`.
+        parts: from :func:`~idml_zoo.reports.leaderboard.rows.sections`.
         root: the leaderboard folder, for the values of every query.
 
     Raises:
-        ResultError: values of the queries that are missing or changed.
+        ResultError: the values of a row's queries are missing or were changed.
     """
     here = resources.files("idml_zoo.reports.leaderboard")
     style, script = (here.joinpath(n).read_text(encoding="utf-8") for n in ("page.css", "page.js"))
-    body = "\n".join(_section(s, root / "results") for s in found) or "<p>No results yet.</p>"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>idml_zoo leaderboard</title>
-<style>
-{style}</style>
-</head>
-<body>
-<a class="skip" href="#tables">Skip to the tables</a>
+    body = "\n".join(_section(s, root / "results") for s in parts) or "<p>No results yet.</p>"
+    content = f"""<a class="skip" href="#tables">Skip to the tables</a>
 <header>
 <h1>Leaderboard of introspective deep metric learning</h1>
 {_ABOUT.format(key=_KEY)}
-{_contents(found)}
+{_contents(parts)}
 </header>
-{_form(found)}
+{_form(parts)}
 <main id="tables">
 {body}
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+</main>"""
+    return document("idml_zoo leaderboard", style, content, script)
 
 
-def _contents(found: Sequence[Section]) -> str:
-    links = (f'<li><a href="#{escape(s.benchmark)}">{escape(s.title)}</a></li>' for s in found)
-    return f'<nav aria-label="Benchmarks"><ul>{"".join(links)}</ul></nav>' if len(found) > 1 else ""
+def _contents(parts: Sequence[Section]) -> str:
+    """Returns links to the benchmarks, where there are several."""
+    links = (f'<li><a href="#{escape(s.benchmark)}">{escape(s.title)}</a></li>' for s in parts)
+    return f'<nav aria-label="Benchmarks"><ul>{"".join(links)}</ul></nav>' if len(parts) > 1 else ""
 
 
-def _form(found: Sequence[Section]) -> str:
-    rows = [row.first for s in found for part in s.measured.values() for row in part]
-    theirs = [r for s in found for r in s.reported]
+def _form(parts: Sequence[Section]) -> str:
+    """Returns the filter, which stays hidden without the script."""
+    rows = [row.first for s in parts for part in s.measured.values() for row in part]
+    reported = [r for s in parts for r in s.reported]
     choices = {
-        "benchmark": ("Benchmark", {s.benchmark for s in found}),
-        "kind": ("Kind", {"measured"} | ({"reported"} if theirs else set())),
-        "backbone": ("Backbone", {r.model.backbone for r in rows} | {r["backbone"] for r in theirs}),
+        "benchmark": ("Benchmark", {s.benchmark for s in parts}),
+        "kind": ("Kind", {"measured"} | ({"reported"} if reported else set())),
+        "backbone": ("Backbone", {r.model.backbone for r in rows} | {r["backbone"] for r in reported}),
         "head": ("Head", {r.model.head for r in rows}),
         "loss": ("Loss (variant)", {r.model.variant for r in rows}),
         "protocol": ("Protocol", {_protocol(r) for r in rows}),
     }
-    parts = []
+    fields = []
     for name, (label, values) in choices.items():
         options = "".join(f"<option>{escape(v)}</option>" for v in sorted(values) if v)
-        parts.append(f'<label>{label}<select name="{name}"><option value="">all</option>{options}</select></label>')
+        fields.append(f'<label>{label}<select name="{name}"><option value="">all</option>{options}</select></label>')
     return f"""<form hidden aria-label="Filter the rows">
-{"".join(parts)}
+{"".join(fields)}
 <label>Text<input type="search" name="text" placeholder="in any cell"></label>
 <button type="reset">Show all</button>
 <output aria-live="polite"></output>
@@ -117,8 +109,9 @@ def _form(found: Sequence[Section]) -> str:
 
 
 def _protocol(r: Result) -> str:
-    own = "" if r.protocol.split == "test" else f", {r.protocol.split} classes"
-    return f"v{r.protocol.version}, {r.protocol.similarity} search{own}"
+    """Returns what a reader may filter by: version, search, and the split where it is not the test classes."""
+    split = "" if r.protocol.split == "test" else f", {r.protocol.split} classes"
+    return f"v{r.protocol.version}, {r.protocol.similarity} search{split}"
 
 
 def _section(section: Section, results: Path) -> str:
@@ -135,12 +128,13 @@ def _section(section: Section, results: Path) -> str:
 
 
 def _inline(text: str) -> str:
-    """Markdown's bold, which notes use."""
+    """Returns escaped text, with Markdown's bold as HTML, which notes use."""
     pieces = escape(text).split("**")
     return "".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(pieces))
 
 
 def _table(label: str, heads: Sequence[_Column], body: Iterable[str], kind: str) -> str:
+    """Returns a sortable table that scrolls sideways; ``kind`` is its CSS class."""
     cells = []
     for i, head in enumerate(heads):
         first = "ascending" if head.low or not head.number else "descending"
@@ -156,6 +150,7 @@ def _table(label: str, heads: Sequence[_Column], body: Iterable[str], kind: str)
 
 
 def _number(value: float | None, text: str, hint: str = "") -> str:
+    """Returns a cell that sorts by ``value`` and shows ``text``, with ``hint`` under the mouse."""
     data = "" if value is None else f"{value:.6g}"
     hover = f' title="{escape(hint)}"' if hint else ""
     return f'<td class="number" data-value="{data}"{hover}>{text}</td>'
@@ -166,19 +161,21 @@ def _words(text: str) -> str:
 
 
 def _measured(section: Section, rows: Sequence[Row], results: Path, heading: str) -> str:
+    """Returns the table of the rows of one split and protocol version."""
     metrics = columns(rows)
     heads = [_Column("rank", low=True), _Column("row", number=False)]
     heads += [_Column(title(m), low=m.split("_")[0] in _LOW_IS_GOOD) for m in metrics]
     heads += [_Column("risk–coverage", number=False), _Column("network", number=False), _Column("loss", number=False)]
     heads += [_Column(h, low=True) for h in ("parameters, M", "GMACs")] + [_Column("images/s")]
     heads += [_Column("index, B/image", low=True), _Column("seeds")]
-    p = rows[0].first.protocol
-    key = f"evidence-{section.benchmark}-{p.split}-{p.version}"
+    protocol = rows[0].first.protocol
+    key = f"evidence-{section.benchmark}-{protocol.split}-{protocol.version}"
     body = [_row(f"{key}-{i}", row, metrics, results) for i, row in enumerate(rows)]
     return _table(f"{section.title}: {heading}", heads, body, "measured")
 
 
 def _row(key: str, row: Row, metrics: Sequence[str], results: Path) -> str:
+    """Returns a row of the table, and below it the row with its evidence, whose id is ``key``."""
     r = row.first
     loaded = [load_queries(results, s) for s in row.results]
     curves = [v for v in loaded if v is not None]
@@ -214,10 +211,12 @@ def _row(key: str, row: Row, metrics: Sequence[str], results: Path) -> str:
 
 
 def _list(facts: Iterable[tuple[str, str]]) -> str:
+    """Returns a list of names and values, without the empty ones."""
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts if v) + "</dl>"
 
 
 def _evidence(row: Row, curves: Sequence[dict]) -> str:
+    """Returns how a row was measured: protocol, plots, every metric of every seed, and the files."""
     r = row.first
     p = r.protocol
     facts = [
@@ -253,6 +252,7 @@ def _evidence(row: Row, curves: Sequence[dict]) -> str:
 
 
 def _seed(r: Result) -> str:
+    """Returns the provenance of one seed, with a link to its file."""
     p = r.provenance
     dirty = " with uncommitted changes" if p.dirty else ""
     facts = [
@@ -271,6 +271,7 @@ def _seed(r: Result) -> str:
 
 
 def _reported(section: Section) -> str:
+    """Returns the table of what others reported, and its notes."""
     metrics = reported_metrics(section.reported)
     heads = [_Column("method", number=False), *(_Column(title(m)) for m in metrics)]
     heads += [_Column("backbone", number=False), _Column("dim"), _Column("source", number=False)]

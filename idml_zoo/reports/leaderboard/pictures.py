@@ -1,4 +1,4 @@
-"""Small plots as SVG, in the page's own colours. numpy only."""
+"""Small plots as SVG in the colours of the page. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _POINTS = 60
 
 
 def _risk(values: dict[str, np.ndarray], score: str) -> np.ndarray:
-    """Risk at ``_POINTS`` coverages up to 1, of queries with a positive; equal scores in the order of the queries."""
+    """Returns the risk at ``_POINTS`` coverages up to 1, of queries with a positive; equal scores keep their order."""
     counted = ~np.isnan(values["map@r"])
     wrong = ~values["top1"][counted][np.argsort(values[score][counted], kind="stable")].astype(bool)
     count = np.arange(1, len(wrong) + 1)
@@ -28,11 +28,13 @@ def _line(x: np.ndarray, y: np.ndarray, kind: str) -> str:
 
 
 def risk_picture(seeds: Sequence[dict[str, Any]], small: bool = False) -> str:
-    """Risk against coverage, mean over seeds: by the level where there is one, and by minus the top-1 similarity.
+    """Returns a plot of risk against coverage, mean over seeds; "–" where no score varies.
+
+    One line sorts the queries by the uncertainty level, where there is one; the other by the similarity baseline.
 
     Args:
         seeds: the values of every query, for each seed.
-        small: for a cell of a table: lines and frame alone.
+        small: without text, for a cell of a table.
     """
     curves = {}
     for kind, score in (("level", "level"), ("free", "top1_similarity")):
@@ -58,7 +60,7 @@ def risk_picture(seeds: Sequence[dict[str, Any]], small: bool = False) -> str:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where a plot's unit square lies in its picture, in pixels."""
+    """The size of a plot and its margins, in pixels. Its methods map the unit square to the picture."""
 
     width: int
     height: int
@@ -88,9 +90,14 @@ class _Frame:
 
 
 def corruption_picture(seeds: Sequence[dict[str, dict[str, dict[str, float]]]]) -> str:
-    """Recall@1 against severity, one line for each corruption, mean over seeds."""
+    """Returns a plot of Recall@1 against severity, a line for each corruption, mean over seeds.
+
+    Args:
+        seeds: for each seed: by corruption, then severity "1" to "5": ``recall@1``. A severity that a seed lacks is
+            left out.
+    """
     frame = _Frame(360, 210, right=80)
-    parts, spoken, places = [frame.axes()], [], []
+    parts, summaries, ends = [frame.axes()], [], []
     for kind in seeds[0]:
         severities = sorted(int(s) for s in seeds[0][kind] if all(s in seed.get(kind, {}) for seed in seeds))
         if not severities:  # a mean over some of the seeds would mislead
@@ -98,16 +105,16 @@ def corruption_picture(seeds: Sequence[dict[str, dict[str, dict[str, float]]]]) 
         recall = [float(np.mean([s[kind][str(k)]["recall@1"] for s in seeds])) for k in severities]
         x, y = frame.x((np.array(severities) - 1) / 4), frame.y(np.array(recall))
         parts.append(_line(x, y, "level"))
-        places.append((float(y[-1]), float(x[-1]), kind))
-        spoken.append(f"{kind} {100 * recall[0]:.0f} to {100 * recall[-1]:.0f} %")
+        ends.append((float(y[-1]), float(x[-1]), kind))
+        summaries.append(f"{kind} {100 * recall[0]:.0f} to {100 * recall[-1]:.0f} %")
     lowest = -np.inf
-    for y_end, x_end, kind in sorted(places):  # names that would cover each other move down
+    for y_end, x_end, kind in sorted(ends):  # names that would cover each other move down
         lowest = max(y_end, lowest + 11)
         parts.append(f'<text x="{x_end + 4:.0f}" y="{lowest + 4:.0f}">{escape(kind)}</text>')
     parts += [frame.below_axis((severity - 1) / 4, str(severity)) for severity in range(1, 6)]
     parts += [frame.beside_axis(share, f"{100 * share:.0f} %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     parts.append(frame.caption("severity of the corruption"))
-    label = "Recall@1 from the weakest to the strongest corruption: " + ", ".join(spoken)
+    label = "Recall@1 from the weakest to the strongest corruption: " + ", ".join(summaries)
     return _svg(frame.width, frame.height, label, parts)
 
 

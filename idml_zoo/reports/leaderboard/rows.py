@@ -1,4 +1,4 @@
-"""Rows from result files and from what others reported: grouped by seeds, ordered, ranked."""
+"""Makes rows from result files and reported numbers: grouped by seeds, ordered, ranked."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ REPORTED_KEYS = ("benchmark", "method", "backbone", "dim", "source", "note")
 
 @dataclass(frozen=True)
 class Row:
-    """The seeds of one row of one benchmark and split; all share their protocol and model.
+    """The seeds of a row of a benchmark and split; all share their protocol and model.
 
     Attributes:
         results: one for each seed.
-        rank: by Recall@1, 1 + the number of rows that are distinguishably better; None where the values of every query
-            are missing or are of other images than the other rows'.
+        rank: by Recall@1, 1 + the number of distinguishably better rows. None where the values of every query are
+            missing, or are of other images than those of most rows.
     """
 
     results: tuple[Result, ...]
@@ -50,12 +50,13 @@ class Row:
 
     @property
     def first(self) -> Result:
+        """The result of the first seed."""
         return self.results[0]
 
     def values(self, metric: str) -> list[float] | None:
-        """One value per seed, or None where any seed lacks it: a mean over some of the seeds would mislead."""
-        found = [r.metrics.get(metric) for r in self.results]
-        return None if any(v is None for v in found) else [float(v) for v in found if v is not None]
+        """Returns a value for each seed; None where any seed lacks it, as a mean over some seeds would mislead."""
+        values = [r.metrics.get(metric) for r in self.results]
+        return None if any(v is None for v in values) else [float(v) for v in values if v is not None]
 
 
 def _recall_order(name: str) -> int:
@@ -63,10 +64,10 @@ def _recall_order(name: str) -> int:
 
 
 def group(results: Iterable[Result]) -> list[Row]:
-    """Rows sorted by benchmark, split, then Recall@1 (best first), then name.
+    """Returns the rows, sorted by benchmark, split, Recall@1 (best first) and name.
 
     Raises:
-        ResultError: seeds of one row that differ in protocol, model or images, for their mean would mean nothing.
+        ResultError: seeds of a row differ in protocol, model, training or images, so that their mean means nothing.
     """
     rows: dict[tuple[str, str, str], list[Result]] = {}
     for r in results:
@@ -100,7 +101,7 @@ def group(results: Iterable[Result]) -> list[Row]:
 
 
 def percent(values: Sequence[float] | None) -> str:
-    """ "57.4", "57.4 ± 0.3" for several seeds, "–" where missing."""
+    """Returns fractions as percent: "57.4", "57.4 ± 0.3" for several seeds (± sample standard deviation), else "–"."""
     if not values:
         return "–"
     mean = f"{100 * statistics.fmean(values):.1f}"
@@ -108,19 +109,19 @@ def percent(values: Sequence[float] | None) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Metrics as a reader expects them: Recall@K by K, then in the schema's order."""
+    """Returns metrics as a reader expects them: Recall@K by K, then in the schema's order."""
     names = set(names)
     recalls = sorted((m for m in names if m.startswith("recall@")), key=_recall_order)
     return recalls + [m for m in METRICS if m in names]
 
 
 def title(metric: str) -> str:
-    """A metric's heading."""
+    """Returns a metric's heading."""
     return _TITLES.get(metric) or (f"R@{_recall_order(metric)}" if "@" in metric else metric)
 
 
 def pretraining(source: str) -> str:
-    """What the backbone's first weights had seen, for test classes may be among it: "ImageNet-1k (timm:…)"."""
+    """Returns what the backbone's first weights were trained on: "ImageNet-1k (timm:…)". It may hold test classes."""
     name = source.partition(":")[2]
     for backbone in BACKBONES.values():
         if name and name in (backbone.timm_name, backbone.timm_name.split(".")[0]):
@@ -129,7 +130,9 @@ def pretraining(source: str) -> str:
 
 
 def read_reported(path: Path) -> list[dict[str, str]]:
-    """Rows of ``reported.csv``: the columns benchmark, method, backbone, dim, source, note, then metrics in percent.
+    """Returns the rows of ``reported.csv``; [] without that file.
+
+    Its columns are benchmark, method, backbone, dim, source and note, then metrics in percent.
 
     Raises:
         ResultError: a column is missing, a value is no percentage, or a row has no source.
@@ -155,16 +158,17 @@ def read_reported(path: Path) -> list[dict[str, str]]:
 
 
 def reported_metrics(rows: Sequence[dict[str, str]]) -> list[str]:
-    """The metrics that any of the rows has."""
+    """Returns the metrics that any of the rows has."""
     return [k for k in rows[0] if k not in REPORTED_KEYS and any(r[k] for r in rows)] if rows else []
 
 
 @dataclass(frozen=True)
 class Section:
-    """All that is known of one benchmark.
+    """The rows of a benchmark, measured and reported.
 
     Attributes:
-        benchmark: its name; ``title`` and ``note`` from the catalogue.
+        benchmark: its name.
+        title, note: from the catalogue.
         measured: rows by (split, protocol version), the test split and the newest version first.
         reported: rows of ``reported.csv``.
     """
@@ -177,15 +181,15 @@ class Section:
 
 
 def sections(root: str | Path) -> list[Section]:
-    """A leaderboard folder's benchmarks: those with measured rows first, then by name.
+    """Returns a leaderboard folder's benchmarks: those with measured rows first, then by name.
 
     Raises:
-        ResultError: a bad result or reported file; it names it.
+        ResultError: a result file or reported.csv is damaged; the message names it.
     """
     root = Path(root)
     rows, reported = group(read_results(root / "results")), read_reported(root / "reported.csv")
     names = {r.first.benchmark for r in rows} | {r["benchmark"] for r in reported}
-    found = []
+    benchmark_sections = []
     for name in sorted(names, key=lambda n: (n not in {r.first.benchmark for r in rows}, n)):
         record = benchmarks[name] if name in benchmarks else None
         parts: dict[tuple[str, int], list[Row]] = {}
@@ -193,30 +197,33 @@ def sections(root: str | Path) -> list[Section]:
             parts.setdefault((row.first.protocol.split, row.first.protocol.version), []).append(row)
         ordered = sorted(parts, key=lambda p: (p[0] != "test", p[0], -p[1]))
         measured = {p: ranked(parts[p], root / "results") for p in ordered}
-        theirs = sorted((r for r in reported if r["benchmark"] == name), key=lambda r: -float(r.get("recall@1") or 0))
-        found.append(Section(name, record.title if record else name, record.note if record else "", measured, theirs))
-    return found
+        of_others = [r for r in reported if r["benchmark"] == name]
+        of_others.sort(key=lambda r: -float(r.get("recall@1") or 0))
+        heading, note = (record.title, record.note) if record else (name, "")
+        benchmark_sections.append(Section(name, heading, note, measured, of_others))
+    return benchmark_sections
 
 
 def ranked(rows: Sequence[Row], results: Path) -> list[Row]:
-    """The same rows with their ranks, among those that were measured on the same images with every query kept.
+    """Returns the same rows with their ranks.
 
-    Where rows are of different images, those of the images that most of them have are ranked.
+    Ranked are rows with the values of every query. Where rows were measured on different images, those on the images
+    of most rows are ranked.
 
     Raises:
-        ResultError: values of the queries that are missing or changed.
+        ResultError: the values of a row's queries are missing or were changed.
     """
     import numpy as np
 
     from idml_zoo.reports.bootstrap import load_queries, ranks
 
     values: dict[int, np.ndarray] = {}
-    usual = Counter(row.first.provenance.data_sha256 for row in rows).most_common(1)[0][0]
+    most_common = Counter(row.first.provenance.data_sha256 for row in rows).most_common(1)[0][0]
     for i, row in enumerate(rows):
-        same = row.first.provenance.data_sha256 == usual
-        loaded = [load_queries(results, r) for r in row.results] if same else [None]
+        same_images = row.first.provenance.data_sha256 == most_common
+        loaded = [load_queries(results, r) for r in row.results] if same_images else [None]
         if all(v is not None for v in loaded):
             counted = [v["top1"][~np.isnan(v["map@r"])] for v in loaded if v is not None]
             values[i] = np.stack(counted)
-    places = dict(zip(values, ranks(list(values.values())), strict=True))
-    return [Row(row.results, places.get(i)) for i, row in enumerate(rows)]
+    by_row = dict(zip(values, ranks(list(values.values())), strict=True))
+    return [Row(row.results, by_row.get(i)) for i, row in enumerate(rows)]

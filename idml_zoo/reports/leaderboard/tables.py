@@ -1,13 +1,14 @@
-"""Rows as Markdown and as CSV."""
+"""The leaderboard's rows as Markdown and as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from idml_zoo.reports.leaderboard.rows import Row, Section, in_order, percent, pretraining, reported_metrics, title
+from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import PROTOCOL
 
 SHOWN = ("r_precision", "map@r", "nmi", "auroc_level", "auroc_top1_similarity", "aurc_level", "spearman_severity")
@@ -31,17 +32,16 @@ intervals from a paired bootstrap over queries and the spread of each row's seed
 """
 
 
+_FACTS = [
+    *("kind", "rank", "row", "split", "protocol", "variant", "backbone", "dim"),
+    *("training", "search", "image_size", "seeds", "source"),
+]
+
+
 def columns(rows: Sequence[Row]) -> list[str]:
-    """The metrics of the short tables that any of the rows has."""
+    """Returns the metrics of the short tables that any of the rows has, in order."""
     present = {m for row in rows for r in row.results for m, v in r.metrics.items() if v is not None}
     return [m for m in in_order(present) if m in SHOWN or m.startswith("recall@")]
-
-
-def _markdown(header: Sequence[str], body: Iterable[Sequence[str]], align: Sequence[str]) -> str:
-    lines = ["| " + " | ".join(header) + " |"]
-    lines.append("|" + "|".join("---:" if a == "right" else "---" for a in align) + "|")
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
-    return "\n".join(lines)
 
 
 def _evidence(row: Row) -> str:
@@ -72,70 +72,48 @@ def _measured_table(rows: Sequence[Row]) -> str:
                 r.protocol.similarity,
             ]
         )
-    return _markdown(header, body, ("right", "left", "left", *["right"] * len(metrics), *["left"] * 4))
+    return markdown_table(header, body, "rll" + "r" * len(metrics) + "llll", tight=True)
 
 
 def _reported_table(rows: Sequence[dict[str, str]]) -> str:
     metrics = reported_metrics(rows)
     body = [[r["method"], *(r[m] or "–" for m in metrics), r["backbone"], r["dim"], r["source"]] for r in rows]
     notes = sorted({r["note"] for r in rows if r["note"]})
-    align = ("left", *["right"] * len(metrics), *["left"] * 3)
-    table = _markdown(["method", *map(title, metrics), "backbone", "dim", "source"], body, align)
+    header = ["method", *map(title, metrics), "backbone", "dim", "source"]
+    table = markdown_table(header, body, "l" + "r" * len(metrics) + "lll", tight=True)
     return table + "".join(f"\n\n{n}" for n in notes)
 
 
 def csv_table(rows: Sequence[Row], reported: Sequence[dict[str, str]]) -> str:
+    """Returns the CSV file of a benchmark: its measured rows, then its reported ones; metrics are fractions."""
     metrics = list(dict.fromkeys([*sorted({m for w in rows for m in w.first.metrics}), *reported_metrics(reported)]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    facts = [
-        "kind",
-        "rank",
-        "row",
-        "split",
-        "protocol",
-        "variant",
-        "backbone",
-        "dim",
-        "training",
-        "search",
-        "image_size",
-        "seeds",
-        "source",
-    ]
-    writer.writerow(facts + [f"{m}{end}" for m in metrics for end in ("", "_seed_std")])
+    writer.writerow(_FACTS + [f"{m}{end}" for m in metrics for end in ("", "_seed_std")])
     for row in rows:
         r = row.first
-        line = [
-            "measured",
-            "" if row.rank is None else row.rank,
-            r.row,
-            r.protocol.split,
-            r.protocol.version,
-            r.model.variant,
-            r.model.backbone,
-            r.model.embedding_dim,
-            r.training,
-        ]
-        line += [r.protocol.similarity, r.protocol.image_size, len(row.results)]
+        rank = "" if row.rank is None else row.rank
+        line = ["measured", rank, r.row, r.protocol.split, r.protocol.version, r.model.variant, r.model.backbone]
+        line += [r.model.embedding_dim, r.training, r.protocol.similarity, r.protocol.image_size, len(row.results)]
         line.append(" ".join(s.path("results").as_posix() for s in row.results))
         for m in metrics:
             values = row.values(m)
             line.append("" if values is None else f"{statistics.fmean(values):.6f}")
             line.append("" if values is None or len(values) < 2 else f"{statistics.stdev(values):.6f}")
         writer.writerow(line)
-    for r2 in reported:
-        line = ["reported", "", r2["method"], "test", "", "", r2["backbone"], r2["dim"], "", "", "", "", r2["source"]]
+    for other in reported:
+        line = ["reported", "", other["method"], "test", "", "", other["backbone"], other["dim"], *[""] * 4]
+        line.append(other["source"])
         for m in metrics:
-            line += ["" if not r2.get(m) else f"{float(r2[m]) / 100:.6f}", ""]
+            line += [f"{float(other[m]) / 100:.6f}" if other.get(m) else "", ""]
         writer.writerow(line)
     return out.getvalue()
 
 
-def markdown_page(found: Sequence[Section]) -> str:
-    """The leaderboard as one page."""
+def markdown_page(parts: Sequence[Section]) -> str:
+    """Returns the leaderboard as one page."""
     page = [_INTRO]
-    for section in found:
+    for section in parts:
         page.append(f"## {section.title} (`{section.benchmark}`)\n")
         if section.note:
             page.append(f"{section.note}.\n")
@@ -148,6 +126,6 @@ def markdown_page(found: Sequence[Section]) -> str:
                 page.append("\\* measured with uncommitted changes in the code.\n")
         if section.reported:
             page += ["### Reported\n", _reported_table(section.reported) + "\n"]
-    if not found:
+    if not parts:
         page.append("No results yet.\n")
     return "\n".join(page)

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from idml_zoo.data.classes import class_range
 from idml_zoo.data.errors import BrokenImageError, DataError
 from idml_zoo.data.folders import MANIFEST
 from idml_zoo.data.images import decode
 from idml_zoo.data.store import read_manifest
-from idml_zoo.data.table import class_range, hub_id
+from idml_zoo.data.table import hub_id
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")

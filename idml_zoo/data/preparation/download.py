@@ -13,10 +13,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from idml_zoo.data.benchmark import Archive
 from idml_zoo.data.errors import DataError
 from idml_zoo.files import write_file
 from idml_zoo.version import __version__
@@ -25,24 +25,6 @@ _TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 16  # bytes; at most what a kill loses
 _BY_HAND = "try again, or download it by hand and pass it with --archive"
 _FREE = "free space or choose another folder, and run it again: what has arrived is kept"
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One official file.
-
-    Attributes:
-        name: of the file, without folders.
-        url: http or https; None where no link lives any more.
-        sha256, md5: hexadecimal, "" where unknown; sha256 is checked if both are known.
-        size: bytes, None where unknown.
-    """
-
-    name: str
-    url: str | None
-    sha256: str = ""
-    md5: str = ""
-    size: int | None = None
 
 
 class _Cut(Exception):

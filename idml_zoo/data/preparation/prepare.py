@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from idml_zoo.data.benchmark import Benchmark
-from idml_zoo.data.check import Report, check_splits
 from idml_zoo.data.errors import DataError
 from idml_zoo.data.folders import MANIFEST
+from idml_zoo.data.preparation.check import Report, check_splits
 from idml_zoo.data.split import Split, Splits
 from idml_zoo.data.store import FORMAT
 from idml_zoo.files import write_file
