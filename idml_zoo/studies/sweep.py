@@ -27,11 +27,12 @@ from idml_zoo.files import FileError
 from idml_zoo.reports.leaderboard import build_leaderboard, summary
 from idml_zoo.results import Result, ResultError, read_results
 from idml_zoo.training.checkpoints import HARMLESS, StopRequest
-from idml_zoo.training.command import environment, loop_path
+from idml_zoo.training.command import environment
 from idml_zoo.training.config import DEFAULTS, Config, ConfigError, load_config
 from idml_zoo.training.console import warn
 from idml_zoo.training.cpu import cores
 from idml_zoo.training.errors import STOPPED
+from idml_zoo.training.recipes import recipes_folder
 from idml_zoo.variants import variants
 
 Recipes = list[tuple[dict[str, Any], Result]]
@@ -148,11 +149,11 @@ class _Job:
 def _start(run: PlannedRun, device: dict[str, str], logs: Path) -> _Job:
     """Starts a run on a device."""
     log = logs / (re.sub(r"[^A-Za-z0-9.+=-]+", "_", " ".join(run.words))[:150] + ".log")
-    command = [sys.executable, loop_path(), "--config", run.file, *run.words]
+    command = [sys.executable, str(recipes_folder() / "train.py"), "--config", run.file, *run.words]
     if run.config.hardware.threads is None and "OMP_NUM_THREADS" in device:  # where 1 is taken for accelerate's default
         command.append(f"threads={device['OMP_NUM_THREADS']}")
     with log.open("ab") as file:
-        process = subprocess.Popen(command, env=environment(**device), stdout=file, stderr=file)
+        process = subprocess.Popen(command, env={**os.environ, **environment(**device)}, stdout=file, stderr=file)
     return _Job(process, device, run, log)
 
 

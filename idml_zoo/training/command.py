@@ -1,11 +1,10 @@
-"""The arguments of the training loop, and the subprocesses that it runs in. No torch until a process starts."""
+"""The arguments of the training loop, and the processes that it runs in. No torch until one starts."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,44 +51,42 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     return parser.parse_args(arguments)
 
 
-def loop_path() -> str:
-    """Returns the path of the loop's file."""
-    return str(recipes_folder() / "train.py")
-
-
 def environment(**more: str) -> dict[str, str]:
-    """Returns the environment of a process that runs the loop: it must import this package, installed or not."""
-    if in_clone():
-        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        more = {"PYTHONPATH": os.pathsep.join(paths), **more}
-    return {**os.environ, **more}
+    """Returns the variables that a process which runs the loop needs: it must import this package, installed or not."""
+    if not in_clone():
+        return more
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), **more}
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """Runs the loop on several processes of this machine, one for each GPU, else on the CPU; returns the exit status.
 
+    It is what `accelerate launch` does on GPUs; on a CPU that would start one process only.
+
     Raises:
         ValueError: there are GPUs, but not as many.
     """
     import torch
+    from accelerate.utils import patch_environment
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
 
     gpus = torch.cuda.device_count()
     if gpus and gpus < processes:
         raise ValueError(
             f"--processes {processes}: this machine has {gpus} GPU{'s' * (gpus > 1)}, one for each process"
         )
-    if gpus:
-        # every flag that accelerate would otherwise warn about
-        words = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}", "--num_machines=1"]
-        words += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-        variables = environment()
-    else:  # accelerate would start one process only
-        words = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        variables = environment(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
-    process = subprocess.Popen([sys.executable, "-m", *words, loop_path(), *arguments], env=variables)
-    # Ctrl-C reaches the processes too: they save where they are, and this one waits for them
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return process.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    threads = os.environ.get("OMP_NUM_THREADS", "1")  # else torch warns; the loop shares out the cores
+    variables = environment(OMP_NUM_THREADS=threads, **({} if gpus else {"ACCELERATE_USE_CPU": "true"}))
+    words = ["--standalone", f"--nproc_per_node={processes}", str(recipes_folder() / "train.py"), *arguments]
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes have printed the reason
+    with patch_environment(**variables):
+        try:
+            run(parse_args(words))
+        except ChildFailedError as error:
+            return max(int(failure.exitcode) for failure in error.failures.values()) or 1
+        except SignalException as error:  # the processes have saved where they are
+            return 128 + int(error.sigval)
+    return 0
