@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from idml_zoo.data.images import ImageDataset
 from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig, build_evaluation_parts
-from idml_zoo.distributed import gather_dealt, place
+from idml_zoo.distributed import gather_dealt, rank_and_count
 from idml_zoo.types import Embedding
 
 
@@ -89,7 +89,7 @@ def embed(
 
     device = as_device(device)
     as_pixels, as_floats = (_untouched, _untouched) if transform is None else build_evaluation_parts(transform)
-    rank, world = place() if share else (0, 1)
+    rank, world = rank_and_count() if share else (0, 1)
     mine = ImageDataset(split, as_pixels)
     loader: Any = DataLoader(
         mine if world == 1 else torch.utils.data.Subset(mine, range(rank, len(mine), world)),
