@@ -75,18 +75,18 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
     gpus = torch.cuda.device_count()
     if gpus and gpus < processes:
-        raise ValueError(
-            f"--processes {processes}: this machine has {gpus} GPU{'s' * (gpus > 1)}, one for each process"
-        )
+        raise ValueError(f"--processes {processes} needs as many GPUs, and this machine has {gpus}")
     threads = os.environ.get("OMP_NUM_THREADS", "1")  # else torch warns; the loop shares out the cores
     variables = environment(OMP_NUM_THREADS=threads, **({} if gpus else {"ACCELERATE_USE_CPU": "true"}))
     words = ["--standalone", f"--nproc_per_node={processes}", str(recipes_folder() / "train.py"), *arguments]
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes have printed the reason
     with patch_environment(**variables):
+        logging.disable()  # the processes print the reason of a failure
         try:
             run(parse_args(words))
         except ChildFailedError as error:
-            return max(int(failure.exitcode) for failure in error.failures.values()) or 1
+            return max(1, *(int(failure.exitcode) for failure in error.failures.values()))
         except SignalException as error:  # the processes have saved where they are
             return 128 + int(error.sigval)
+        finally:
+            logging.disable(logging.NOTSET)
     return 0

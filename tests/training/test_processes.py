@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -12,6 +14,7 @@ from conftest import ROOT, make_folder
 from safetensors.torch import load_file
 from support.tiny_runs import run_with_processes, tiny
 
+from idml_zoo.cli.main import main
 from idml_zoo.results import read_results
 
 TWO_PROCESSES = """
@@ -139,8 +142,24 @@ def test_the_recipe_runs_on_two_processes(tmp_path):
     log = (tmp_path / "runs" / "mine" / "idml-test_resnet-32px" / "seed0" / "log.csv").read_text().splitlines()
     assert len(log) == 1 + 2, "one step of 8 images in each of 2 epochs, however many processes"
     pairs = tiny(tmp_path, "sampler=pk", "images_per_class=4", "name=pairs")
-    done = run_with_processes(2, ["recipes/train.py", *pairs])
+    done = command("--processes", "2", *pairs)
     assert done.returncode == 0, done.stderr
-    failed = run_with_processes(2, ["recipes/train.py", *tiny(tmp_path, "batch_size=7")])
-    assert failed.returncode != 0
-    assert "must be a multiple of the 2 processes" in failed.stderr.replace("\n", " ")
+    assert "idml_zoo.create_model('local-dir:" in done.stdout and "arning" not in done.stderr
+    failed = command("--processes", "2", *tiny(tmp_path, "batch_size=7"))
+    assert failed.returncode == 1
+    lines = failed.stderr.strip().splitlines()
+    assert len(lines) == 2, "one for each process"
+    assert all("must be a multiple of the 2 processes" in line for line in lines)
+
+
+def command(*words):
+    """Runs `idml-zoo train`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-m", "idml_zoo", "train", *words]
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_as_many_gpus_as_processes(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert main(["train", "--processes", "2"]) == 1
+    assert capsys.readouterr().err == "ValueError: --processes 2 needs as many GPUs, and this machine has 1\n"

@@ -22,6 +22,11 @@ from idml_zoo.training.network import build_model, parameter_groups, set_trainin
 from idml_zoo.variants import variants
 
 
+def test_the_loop_is_read_at_one_sitting():
+    lines = (ROOT / "recipes" / "train.py").read_text().splitlines()
+    assert len(lines) < 200
+
+
 def test_a_run_may_end_after_some_steps(tmp_path):
     more = ["variant=pa", "batch_size=4", "epochs=3", "max_steps=4", "validate_every=1", "log_every=3"]
     assert train.main(tiny(tmp_path, *more, "train_classes=0-3", "test_classes=4-5", "val_classes=0.5")) == 0
