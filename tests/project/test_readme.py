@@ -20,6 +20,10 @@ SHELL = [line for reason, kind, body in BLOCKS if kind == "bash" and not reason 
 INSTALLING = [line for line in SHELL if line.startswith("pip install")]
 
 
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 180
+
+
 def test_there_are_blocks_of_each_kind():
     assert len(PYTHON) >= 3
     assert len(SHELL) >= 6
