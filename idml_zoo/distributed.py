@@ -18,9 +18,9 @@ def _gather_rows(rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows; backwards, the sum over ranks of the gradient of one's own rows.
+    """All ranks' rows; backwards, the sum over ranks of the gradient of this rank's rows.
 
-    torch has such a function, but it is deprecated in some of the versions that are supported and new in others.
+    torch has such a function, but some supported versions deprecate it and others lack it.
     """
 
     @staticmethod
@@ -36,19 +36,19 @@ class _Gather(torch.autograd.Function):
         return gradient[first : first + ctx.count]
 
 
-def place() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) without torch.distributed."""
+def rank_and_count() -> tuple[int, int]:
+    """Returns (rank, number of processes W); (0, 1) without torch.distributed."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
 
 def gather_dealt(rows: Tensor, total: int) -> Tensor:
-    """``(total, ...)`` rows of all ranks, where row i was dealt to rank i modulo W; shares may differ by one row.
+    """Returns ``(total, ...)`` rows of all ranks; row i was dealt to rank i modulo W, so shares differ by one at most.
 
     Without gradient.
     """
-    world = place()[1]
+    world = rank_and_count()[1]
     share = -(-total // world)
     padded = torch.cat([rows, rows[-1:].expand(share - len(rows), *rows.shape[1:])])
     whole = _gather_rows(padded).view(world, share, *rows.shape[1:])
@@ -56,12 +56,12 @@ def gather_dealt(rows: Tensor, total: int) -> Tensor:
 
 
 def gather(embedding: Embedding, labels: Tensor) -> tuple[Embedding, Tensor]:
-    """``(W·B, D)`` embeddings and ``(W·B,)`` labels of all W ranks, in rank order; the same B on every rank.
+    """Returns ``(W·B, D)`` embeddings and ``(W·B,)`` labels of all W ranks, in rank order; the same B on every rank.
 
     Every rank then computes the whole loss. The gather hands each rank's rows the sum of the W equal gradients, and
     DDP's averaging divides by W: the gradient is that of one process with the whole batch, without further factors.
     """
-    if place()[1] == 1:
+    if rank_and_count()[1] == 1:
         return embedding, labels
     whole = Embedding(_Gather.apply(embedding.semantic), _Gather.apply(embedding.uncertainty))
     return whole, _gather_rows(labels)

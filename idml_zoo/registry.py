@@ -21,14 +21,14 @@ class UnknownNameError(KeyError, ValueError):
         return str(self.args[0])
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The ``count`` known names that look most like ``name``, best first (possibly none)."""
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+def nearest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
+    """Returns up to ``count`` candidates that look most like ``name``, best first."""
+    return difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.5)
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], how_to_list: str = "") -> UnknownNameError:
-    """The error for an unknown ``name``: what it is, what is near, how to see everything."""
-    names = sorted(known)
+def unknown_name(kind: str, name: str, candidates: Iterable[str], how_to_list: str = "") -> UnknownNameError:
+    """Returns the error for an unknown ``name`` of a ``kind``: it names the nearest candidates and how to list all."""
+    names = sorted(candidates)
     close = nearest(name, names)
     if close:
         hint = f"did you mean {' or '.join(repr(c) for c in close)}?"
@@ -40,7 +40,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], how_to_list: str = 
 
 
 def match(names: Iterable[str], pattern: str | Iterable[str] = "*", exclude: str | Iterable[str] = ()) -> list[str]:
-    """Names that match a shell pattern of ``pattern`` and none of ``exclude``, sorted.
+    """Returns the names that match a shell pattern of ``pattern`` and none of ``exclude``, sorted.
 
     Both may be one pattern or several: a plain string is one pattern, never a list of characters; "" matches all names.
     """
@@ -54,7 +54,7 @@ def match(names: Iterable[str], pattern: str | Iterable[str] = "*", exclude: str
 
 
 class Registry(Generic[T]):
-    """Names to things of one ``kind``.
+    """Entries of one ``kind`` by name.
 
     Args:
         kind: what one entry is, for error messages ("head", "loss", ...).
@@ -73,19 +73,19 @@ class Registry(Generic[T]):
             self._modules.pop()
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: ``@heads.register("idml")``. A name is registered once; a second time is a ValueError."""
+        """Returns a decorator, ``@heads.register("idml")``; it raises ValueError where the name is taken."""
 
-        def add(thing: T) -> T:
-            self.add(name, thing)
-            return thing
+        def add(entry: T) -> T:
+            self.add(name, entry)
+            return entry
 
         return add
 
-    def add(self, name: str, thing: T) -> None:
-        """Registers ``thing`` under ``name``; ValueError where the name is taken."""
+    def add(self, name: str, entry: T) -> None:
+        """Registers ``entry`` under ``name``; raises ValueError where the name is taken."""
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
-        self._entries[name] = thing
+        self._entries[name] = entry
 
     def __getitem__(self, name: str) -> T:
         self._populate()
@@ -106,7 +106,7 @@ class Registry(Generic[T]):
         return len(self._entries)
 
     def names(self, pattern: str | Iterable[str] = "*", exclude: str | Iterable[str] = ()) -> list[str]:
-        """Registered names that match ``pattern`` and no ``exclude`` pattern, sorted."""
+        """Returns the registered names that match ``pattern`` and no ``exclude`` pattern, sorted."""
         self._populate()
         return match(self._entries, pattern, exclude)
 

@@ -213,11 +213,11 @@ class Result:
         _check(self)
 
     def path(self, root: str | Path) -> Path:
-        """Where the file belongs under a results folder."""
+        """Returns where the file belongs under a results folder."""
         return Path(root) / self.benchmark / self.row / f"seed{self.seed}.json"
 
     def to_json(self) -> str:
-        """The file's text, the same for equal results."""
+        """Returns the file's text, the same for equal results."""
         plain = dataclasses.asdict(dataclasses.replace(self, per_query={}))
         del plain["per_query"]
         if self.protocol.tau is None:  # as files before it was recorded are, byte for byte
@@ -233,14 +233,14 @@ def _require(ok: bool, what: str) -> None:
 
 
 def check_name(kind: str, name: Any) -> None:
-    """ResultError where a benchmark, a row or a split cannot be called so: names become folders and markup."""
+    """Raises ResultError for a name that cannot become a folder and markup: of a benchmark, a row or a split."""
     ok = isinstance(name, str) and bool(NAME.fullmatch(name))
     _require(ok, f"{kind} must be letters, digits, '.', '_', '+' or '-', got {name!r}")
 
 
 def _check(r: Result) -> None:
-    known = f"this version reads 1–{SCHEMA}; update idml_zoo, or evaluate again with this version"
-    _require(type(r.schema) is int and 1 <= r.schema <= SCHEMA, f"schema is {r.schema!r}, {known}")
+    readable = f"this version reads 1–{SCHEMA}; update idml_zoo, or evaluate again with this version"
+    _require(type(r.schema) is int and 1 <= r.schema <= SCHEMA, f"schema is {r.schema!r}, {readable}")
     check_name("benchmark", r.benchmark)
     check_name("row", r.row)
     _require(r.benchmark != "reported", "no benchmark can be called 'reported': reported.csv holds others' numbers")
@@ -324,7 +324,7 @@ def read_result(path: str | Path) -> Result:
 
 
 def read_results(root: str | Path) -> list[Result]:
-    """Every result under a folder, sorted by path; ResultError for the first bad one."""
+    """Returns every result under a folder, sorted by path; raises ResultError for the first bad file."""
     return [read_result(p) for p in sorted(Path(root).glob("*/*/seed*.json"))]
 
 

@@ -1,6 +1,6 @@
-"""The training variants on offer, never mixed under one name. No torch here.
+"""The table of training variants. No torch here.
 
-One table gives them all: seven losses, each plain, plain with IDML's mixup (the control), introspective, and
+Seven losses, each plain, plain with IDML's mixup (the control), introspective, and
 introspective without mixup; the authors' released form; and the other uncertainty heads. With a recipe of a benchmark,
 which holds what depends on the data, a variant makes a run:
 ``recipes/train.py --config recipes/cub_resnet50.yaml variant=idml_triplet``.
@@ -16,16 +16,16 @@ from idml_zoo.registry import Registry
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant fixes of a training run; everything else is the recipe's.
+    """What a variant fixes of a training run; the recipe has everything else.
 
     Attributes:
         head: name in the head registry.
-        similarity: what the loss sees: "cosine", "introspective" or "released".
+        similarity: that the loss is computed from: "cosine", "introspective" or "released".
         mixup: whether the three-term mixup loss is used.
         why: one line for people.
         loss: name in the loss registry.
-        settings: keys of the recipe's configuration that the loss needs otherwise, where neither file nor command line
-            says them: batches of classes × images for losses over pairs.
+        settings: defaults of the recipe's keys that the loss needs, where neither file nor command line sets them:
+            batches of classes × images for losses over pairs.
     """
 
     head: str
@@ -37,7 +37,7 @@ class Variant:
 
     @property
     def has_level(self) -> bool:
-        """Whether its images have an uncertainty level."""
+        """Returns whether its images have an uncertainty level."""
         return self.head not in ("semantic", "features")
 
 

@@ -30,7 +30,7 @@ from idml_zoo.evaluation.protocol import evaluate, save_result
 from idml_zoo.files import sha256_of
 from idml_zoo.models.files import CONFIG, WEIGHTS, Spec, WeightsError, read_config
 from idml_zoo.models.zoo import BACKBONES, EMBEDDED, LOCAL, PUBLISHED, create_model, models
-from idml_zoo.reports.card import build_card, check_card, own_results
+from idml_zoo.reports.card import build_card, check_card, results_of_weights
 from idml_zoo.results import Result, ResultError, TrainingRecord
 
 MAX_BYTES = 10_000_000  # of weights inside the package
@@ -70,7 +70,7 @@ def measured_models(runs: Path, results: Path) -> dict[str, Path | None]:
 
 def _test_result(folder: Path, results: Path) -> Result | None:
     """Returns a result of a folder's weights on the test classes, or None."""
-    return next((r for r in own_results(folder, results) if r.protocol.split == "test"), None)
+    return next((r for r in results_of_weights(folder, results) if r.protocol.split == "test"), None)
 
 
 def publish_on_hub(args: argparse.Namespace) -> int:

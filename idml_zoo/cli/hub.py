@@ -122,7 +122,9 @@ def _push(args: argparse.Namespace) -> int:
     assert origin is not None
     out.print(f"pushed   {repo} at {commit}, downloaded again and compared")
     out.print(f'load     idml_zoo.create_model("{HUB}{repo}", pretrained=True, revision="{commit}")')
-    out.print(f'record   Weights("{origin.sha256}", "{repo}", "{commit}")  # for idml_zoo/zoo.py')
+    out.print(
+        f'record   Weights("{origin.sha256}", "{repo}", "{commit}")  # for PUBLISHED in idml_zoo/models/records.py'
+    )
     return 0
 
 

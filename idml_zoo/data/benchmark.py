@@ -1,4 +1,4 @@
-"""What a benchmark is: the record that finds and checks its splits. No numpy here, for tables need the titles."""
+"""What a benchmark is: a record that loads and checks its splits. No numpy here: result tables need only the titles."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Benchmark:
     Attributes:
         name: its key.
         title: its name for people.
-        load: ``load(root) -> Splits``; ``root`` is the folder that holds the data (unused by embedded ones).
+        load: ``load(root) -> Splits``; ``root`` is the folder that holds the data, which embedded ones do not use.
         ks: the K of Recall@K.
-        counts: expected (train classes, train images, test classes, test images), or None where any will do.
+        counts: expected (train classes, train images, test classes, test images); None where all are accepted.
         queries: expected number of test images that are queries, where the benchmark fixes them; None elsewhere.
         transform: fields of :class:`~idml_zoo.data.transforms.TransformConfig` that this data needs to be different
             from the backbone's own, for example no horizontal flip of letters.
@@ -52,9 +52,9 @@ class Benchmark:
         archives: the official archives.
         classes: (train, test) class numbers, from 0, in a table of the whole data set in the official order of classes
             (a copy on the Hub, a Parquet file); None where only a column ``split`` can tell.
-        lookalikes: {number of images in a split: what that copy really is}, for the error message.
+        lookalikes: number of images in a split to the data set that has it instead, for the error message.
         embedded: needs no files.
-        source: of one's own images: what a prepared copy of this name must have been made from; "" where any will do.
+        source: of a user's images: what a prepared copy of this name must have been made from; "" where not checked.
         choices: with ``source``: how it must have been made (classes, columns, part and revision of a Hub data set).
         licence: of the data, in words, for the cards of models that were trained on it.
         weights_licence: what such models' weights are given under: an identifier of the Hub, "other" for those words.
@@ -79,15 +79,15 @@ class Benchmark:
     weights_licence: str = "other"
 
     def prepared_folder(self, root: str | Path) -> Path:
-        """Where ``idml-zoo data prepare`` puts its checked copy."""
+        """Returns the folder where ``idml-zoo data prepare`` puts its checked copy."""
         return Path(root) / PREPARED / self.name
 
     def splits(self, root: str | Path = "data") -> Splits:
-        """Loads and checks the benchmark: the prepared copy where there is one, else the official layout.
+        """Loads and checks the benchmark: its prepared copy if it exists, else the official layout.
 
         Raises:
-            DataError: data not found, other counts than expected, or a prepared copy of other images under this name;
-                says which, and what to do.
+            DataError: the data is missing, has other counts than expected, or the prepared copy of this name holds
+                other images; the message says which, and what to do.
         """
         folder = self.prepared_folder(root)
         if not (folder / MANIFEST).is_file():
@@ -97,26 +97,26 @@ class Benchmark:
         loaded = load_prepared(folder)
         if self.source:
             remedy = "choose another name, or make it anew: idml-zoo data prepare --force"
-            if _is_other(loaded.origin, str(_place(Path(root), self.source))):
+            if _is_other(loaded.origin, str(_located(Path(root), self.source))):
                 raise DataError(f"{folder} was prepared from {loaded.origin}, not from {self.source}; {remedy}")
             self._check_choices(folder, loaded.origin, read_manifest(folder).get("choices") or {}, remedy)
         return self.check(loaded)
 
     def _check_choices(self, folder: Path, origin: str, made: Mapping[str, Any], remedy: str) -> None:
-        """DataError where a prepared copy was made with other choices: its splits are others under the same name."""
-        for key, mine in self.choices.items():
-            theirs = made.get(key, mine)
-            same = mine == theirs
-            if key == "revision":  # without one any will do: the origin has the commit
-                same = same or mine is None or origin.endswith(f"@{mine}")
+        """Raises DataError where a prepared copy was made with other choices, so that its splits differ."""
+        for key, expected in self.choices.items():
+            stored = made.get(key, expected)
+            same = expected == stored
+            if key == "revision":  # None accepts every revision: the origin has the commit
+                same = same or expected is None or origin.endswith(f"@{expected}")
             if not same:
                 raise DataError(
-                    f"{folder} was prepared with {key} = {_short(theirs)}, but {_short(mine)} is asked for; give it as "
-                    f"the source for its own splits ({folder}), {remedy}"
+                    f"{folder} was prepared with {key} = {_short(stored)}, but {_short(expected)} is asked for; "
+                    f"give it as the source for its own splits ({folder}), {remedy}"
                 )
 
     def originals(self, root: str | Path = "data") -> Splits:
-        """Loads the benchmark from its official layout, counts not checked; DataError where that cannot be."""
+        """Loads the benchmark from its official layout without checking counts; raises DataError where it cannot."""
         try:
             return self.load(Path(root))
         except DataError as error:
@@ -125,35 +125,39 @@ class Benchmark:
             raise type(error)(f"{self.name}: {error}. {self.remedy}") from error
 
     def check(self, loaded: Splits) -> Splits:
-        """The splits themselves; DataError where counts differ from the record's: found, expected, likely cause."""
-        found = (loaded.train.num_classes, len(loaded.train), loaded.test.num_classes, len(loaded.test))
+        """Returns the splits themselves.
+
+        Raises:
+            DataError: counts differ from the record's; the message has both, and the likely cause.
+        """
+        counts = (loaded.train.num_classes, len(loaded.train), loaded.test.num_classes, len(loaded.test))
         queries = None if loaded.test.queries is None else int(loaded.test.queries.sum())
-        if (self.counts is not None and found != self.counts) or (self.counts and queries != self.queries):
-            causes = [cause for count, cause in self.lookalikes.items() if count in (found[1], found[3])]
+        if (self.counts is not None and counts != self.counts) or (self.counts and queries != self.queries):
+            causes = [cause for count, cause in self.lookalikes.items() if count in (counts[1], counts[3])]
             hint = f"This looks like {causes[0]}. " if causes else ""
             raise DataError(
-                f"{self.name}: expected {_counts(self.counts, self.queries)}; found {_counts(found, queries)}. "
+                f"{self.name}: expected {_counts(self.counts, self.queries)}; found {_counts(counts, queries)}. "
                 f"{hint}{self.remedy}".rstrip()
             )
         return loaded
 
 
-def _place(root: Path, source: str | Path) -> Path | str:
-    """Where a source lies: under the data root, where it is there, else as it is said."""
+def _located(root: Path, source: str | Path) -> Path | str:
+    """Returns a source's path under the data root if it exists there, else the source itself."""
     if (root / source).exists() or (Path(source).suffix == ".parquet" and not Path(source).exists()):
         return root / source
     return source
 
 
 def _short(choice: Any) -> str:
-    """A choice for an error message."""
+    """Returns a choice as text for an error message."""
     if isinstance(choice, list) and len(choice) > 4:
         return f"{choice[0]}, {choice[1]}, …, {choice[-1]}"
     return "the default" if choice is None else str(choice)
 
 
 def _is_other(origin: str, source: str) -> bool:
-    """Whether a copy's origin is known to be another place than ``source``."""
+    """Returns whether a copy's origin is certainly another one than ``source``."""
     if origin.startswith("hub:"):
         return origin.removeprefix("hub:").partition("@")[0] != source
     return os.path.isabs(origin) and os.path.realpath(origin) != os.path.realpath(source)
@@ -177,7 +181,7 @@ def table_benchmark(
     label_column: str = "label",
     **fields: Any,
 ) -> Benchmark:
-    """A benchmark over one's own images.
+    """Returns a benchmark over a user's images.
 
     Args:
         name: what result files and tables call it.
@@ -197,17 +201,17 @@ def table_benchmark(
         from idml_zoo.data.store import load_prepared
         from idml_zoo.data.table import disjoint_splits, read_table
 
-        place: Any
-        place = _place(root, source) if isinstance(source, (str, Path)) else [root / s for s in source]
-        if isinstance(place, (str, Path)) and (Path(place) / MANIFEST).is_file():
+        files: Any
+        files = _located(root, source) if isinstance(source, (str, Path)) else [root / s for s in source]
+        if isinstance(files, (str, Path)) and (Path(files) / MANIFEST).is_file():
             if train_classes is not None or test_classes is not None:
-                raise DataError(f"{place} is prepared, its splits are fixed; leave train_classes and test_classes out")
-            return load_prepared(Path(place))
-        table = read_table(place, hub_split, revision, image_column, label_column)
+                raise DataError(f"{files} is prepared, its splits are fixed; leave train_classes and test_classes out")
+            return load_prepared(Path(files))
+        table = read_table(files, hub_split, revision, image_column, label_column)
         return disjoint_splits(table, train_classes, test_classes)
 
-    known = "counts" in fields or not isinstance(source, (str, Path)) or (Path(source) / MANIFEST).is_file()
-    if not known:
+    checked_otherwise = "counts" in fields or not isinstance(source, (str, Path)) or (Path(source) / MANIFEST).is_file()
+    if not checked_otherwise:
         classes = {"train_classes": train_classes, "test_classes": test_classes}
         choices = {k: c if c in (None, "all") else class_numbers(c) for k, c in classes.items()}
         columns = {"image_column": image_column, "label_column": label_column}

@@ -1,4 +1,4 @@
-"""Corrupted images at severities 1 to 5: how retrieval fares when the input gets worse, on any benchmark.
+"""Corrupted images at severities 1 to 5, to measure retrieval on worse input, on any benchmark.
 
 Strengths are ImageNet-C's (Hendrycks & Dietterich, ICLR 2019, arXiv:1903.12261; the authors' make_imagenet_c.py) where
 it has the corruption; occlusion is ours. Unlike theirs, results are rounded to uint8, not cut off, and are not written
@@ -28,12 +28,12 @@ _Recipe = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
 
 def _unit(image: Image.Image) -> np.ndarray:
-    """``(H, W, 3)`` float32 in [0, 1]."""
+    """Returns ``(H, W, 3)`` float32 in [0, 1]."""
     return np.asarray(image, dtype=np.float32) / 255
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
-    """From ``(H, W, 3)`` floats, clipped to [0, 1]."""
+    """Returns the image of ``(H, W, 3)`` floats, clipped to [0, 1]."""
     return Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
 
 
@@ -110,13 +110,13 @@ def _check(kind: str, severity: int) -> None:
 
 
 def corrupt_image(image: Image.Image, kind: str, severity: int, rng: np.random.Generator) -> Image.Image:
-    """A corrupted copy of an RGB ``image``, of the same size.
+    """Returns a corrupted copy of an RGB ``image``, of the same size.
 
     Blur, occlusion and downscale scale with the image's sides; noise is per pixel and JPEG's blocks are 8×8 pixels.
-    ``rng`` is drawn from by "noise" and "occlusion" alone, the same at each severity.
+    Only "noise" and "occlusion" draw from ``rng``, the same numbers at each severity.
 
     Raises:
-        UnknownNameError: ``kind`` is none of ``CORRUPTIONS``.
+        UnknownNameError: ``kind`` is not one of ``CORRUPTIONS``.
         DataError: ``severity`` is not 1 (weakest) to 5.
     """
     _check(kind, severity)
@@ -137,8 +137,8 @@ class RememberedImages:
 
     Args:
         images: N RGB images.
-        side, interpolation: as there.
-        memory: bytes of pixels that are kept, of the images asked for first; the others are decoded each time.
+        side, interpolation: as in :class:`CorruptedImages`.
+        memory: bytes of pixels to keep, of the images that are read first; the others are decoded each time.
     """
 
     def __init__(self, images: ImageSource, side: int, interpolation: str = "bilinear", memory: int = 2 << 30) -> None:
@@ -218,7 +218,7 @@ class CorruptedImages:
         return corrupt_image(image, self.kind, self.severity, rng)
 
     def encoded(self, index: int) -> bytes:
-        """The corrupted image as PNG, which loses nothing."""
+        """Returns the corrupted image as PNG, which loses nothing."""
         out = io.BytesIO()
         Image.fromarray(np.asarray(self[index])).save(out, "PNG")  # the pixels alone, no colour profile
         return out.getvalue()
@@ -227,11 +227,19 @@ class CorruptedImages:
         return f"{self.images.name(index)} ({self.kind}, severity {self.severity}, at {self.side} pixels)"
 
     def fingerprint(self, index: int) -> bytes:
-        """sha256 of the clean image's fingerprint and of all that decides what becomes of it."""
-        done = (_RECIPE, self.kind, self.severity, self.side, self.seed, self.interpolation, range(len(self))[index])
-        return hashlib.sha256(self.images.fingerprint(index) + " ".join(map(str, done)).encode()).digest()
+        """Returns the sha256 of the clean image's fingerprint and of every parameter of its corruption."""
+        parameters = (
+            _RECIPE,
+            self.kind,
+            self.severity,
+            self.side,
+            self.seed,
+            self.interpolation,
+            range(len(self))[index],
+        )
+        return hashlib.sha256(self.images.fingerprint(index) + " ".join(map(str, parameters)).encode()).digest()
 
 
 def corrupt(split: Split, kind: str, severity: int, side: int, seed: int = 0, interpolation: str = "bilinear") -> Split:
-    """``split`` over ``CorruptedImages`` (errors: see there); labels, class names and all else stay."""
+    """Returns ``split`` over :class:`CorruptedImages`, which has the errors; labels and class names stay."""
     return dataclasses.replace(split, images=CorruptedImages(split.images, kind, severity, side, seed, interpolation))

@@ -1,4 +1,4 @@
-"""What goes wrong with data."""
+"""Errors of data: missing, broken, or not what it claims to be."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class BrokenImageError(DataError):
     """An image that cannot be read or decoded.
 
     Args:
-        name: of the image; or, where ``reason`` is None, the whole message, as torch's DataLoader makes an exception of
-            a worker's again.
+        name: of the image. Where ``reason`` is None it is the whole message: torch's DataLoader raises a worker's
+            exception again in this form.
         reason: why it cannot be read.
     """
 

@@ -1,4 +1,4 @@
-"""Where things are kept between runs."""
+"""Folders and files that are kept between runs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 PREPARED = "prepared"  # folder under the data root, with one folder for each prepared benchmark
-MANIFEST = "benchmark.json"  # written last: where it is, the copy is whole
+MANIFEST = "benchmark.json"  # written last: a folder with it holds a whole copy
 
 
 def cache_folder() -> Path:
-    """``IDML_ZOO_CACHE``, else the user's cache folder (``XDG_CACHE_HOME``, ``~/.cache``) / idml_zoo."""
+    """Returns ``IDML_ZOO_CACHE``, else the user's cache folder (``XDG_CACHE_HOME``, ``~/.cache``) / idml_zoo."""
     chosen = os.environ.get("IDML_ZOO_CACHE")
     if chosen:
         return Path(chosen)

@@ -20,7 +20,7 @@ from torch import Tensor
 from idml_zoo.data.errors import BrokenImageError
 from idml_zoo.data.split import Split
 
-# what people keep photographs in; not what PIL would start other programs or rare parsers for
+# common formats of photographs; not those for which PIL starts other programs or rare parsers
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 MAX_RATIO = 100  # of the sides
@@ -28,7 +28,7 @@ MAX_PIXELS = 89_478_485  # where PIL too suspects a decompression bomb: a quarte
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of PIL as RGB: 16 bits scaled to 8 (PIL would clip them to white), alpha dropped."""
+    """Returns an image of any PIL mode as RGB: 16 bits are scaled to 8 (PIL would clip them), alpha is dropped."""
     if image.mode == "RGB":
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -53,7 +53,7 @@ def _whole(image: Image.Image) -> Image.Image:
 
 
 def decode(stream: Any, name: str) -> Image.Image:
-    """An RGB image, decoded whole (a truncated file fails here), upright by its EXIF tag.
+    """Returns an RGB image, decoded whole (a truncated file fails here), upright by its EXIF tag.
 
     Args:
         stream: a file, a stream, or an image of PIL that is not loaded yet.
@@ -95,7 +95,7 @@ class FileImages:
         except OSError as error:
             raise BrokenImageError(self.name(index), f"{error.strerror}; the copy is incomplete") from error
 
-    def name(self, index: int) -> str:  # a name that is no UTF-8 must be told and stored all the same
+    def name(self, index: int) -> str:  # names that are not UTF-8 are shown and stored too
         return str(self.paths[index]).encode("utf-8", "backslashreplace").decode()
 
     def fingerprint(self, index: int) -> bytes:
@@ -108,8 +108,8 @@ class EncodedImages:
 
     column: Any  # sequence of bytes
     names: Sequence[str]
-    files: Sequence[str | None] = ()  # where bytes are null: the file, as data sets of the Hub have it
-    within: Sequence[str] = ()  # folders where such files may lie: a stranger's table names no others of this machine
+    files: Sequence[str | None] = ()  # the file of an image whose bytes are null, as in data sets of the Hub
+    within: Sequence[str] = ()  # folders that may hold such files: a stranger's table must not read others
 
     def __len__(self) -> int:
         return len(self.names)
@@ -233,7 +233,7 @@ class DrawnImages(ImageDataset):
 
 
 def _mixed(seed: int, draw: int) -> int:
-    """63 bits that look random, by splitmix64: consecutive seeds of a Mersenne twister are too much alike."""
+    """Returns 63 bits mixed by splitmix64, as a Mersenne twister's consecutive seeds give similar streams."""
     value = (seed * 0x9E3779B97F4A7C15 + draw + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF

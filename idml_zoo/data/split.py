@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 class ImageSource(Protocol):
-    """A list of images that are decoded when asked for."""
+    """A list of images, each decoded when it is indexed."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Image:
-        """The RGB image at ``index``; DataError if it cannot be decoded."""
+        """Returns the RGB image at ``index``; raises DataError if it cannot be decoded."""
         ...
 
     def encoded(self, index: int) -> bytes:
-        """The image as a file's content (JPEG, PNG, ...); DataError if it cannot be read."""
+        """Returns the image as a file's content (JPEG, PNG, ...); raises DataError if it cannot be read."""
         ...
 
     def name(self, index: int) -> str:
-        """What to call image ``index`` in a message: its path, or its place in a file."""
+        """Returns the name of image ``index`` for messages: its path, or its row in a file."""
         ...
 
     def fingerprint(self, index: int) -> bytes:
-        """sha256 of the image's content, the same wherever the image is kept."""
+        """Returns the sha256 of the image's content, the same wherever the image is kept."""
         ...
 
 
@@ -48,8 +48,8 @@ class Split:
         labels: ``(N,)`` int64, contiguous from 0 within the split.
         class_names: C names, by label.
         extras: per-image arrays of length N that an analysis may use ("severity", ...), none of them needed.
-        queries: ``(N,)`` bool where the benchmark fixes who is a query: those are searched in all the others, which are
-            the gallery (In-Shop). None: every image is a query, and its gallery is all the other images.
+        queries: ``(N,)`` bool where the benchmark fixes the queries: these are searched in all the others, the gallery
+            (In-Shop). None: every image is a query, and all the other images are its gallery.
     """
 
     images: ImageSource
@@ -59,18 +59,18 @@ class Split:
     queries: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        found = np.unique(self.labels)
+        values = np.unique(self.labels)
         if len(self.labels) != len(self.images):
             raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
         if isinstance(self.images, Subset) and len(self.labels) == len(self.class_names) == 0:
             return  # no class was selected: every class tests
         if len(self.labels) == 0:
             raise DataError("a split has no images; check the folder or file, and the classes chosen from it")
-        if len(found) < 2:
+        if len(values) < 2:
             raise DataError(f"a split has one class only ({self.class_names[0]!r}); retrieval needs at least two")
-        if found[0] != 0 or found[-1] != len(found) - 1 or len(found) != len(self.class_names):
+        if values[0] != 0 or values[-1] != len(values) - 1 or len(values) != len(self.class_names):
             raise DataError(
-                f"labels must run from 0 to {len(self.class_names) - 1} without gaps, found {len(found)} values"
+                f"labels must run from 0 to {len(self.class_names) - 1} without gaps, found {len(values)} values"
             )
         if self.queries is not None:
             count = int(self.queries.sum())
@@ -88,7 +88,7 @@ class Split:
         return len(self.class_names)
 
     def fingerprint(self) -> str:
-        """sha256 over every image's own fingerprint and label, in order."""
+        """Returns the sha256 over every image's fingerprint and label, in order."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
         for i in range(len(self)):
             digest.update(self.images.fingerprint(i))
@@ -108,7 +108,7 @@ class Split:
         return RetrievalTask.of(embedding, torch.from_numpy(np.asarray(self.labels, dtype=np.int64)), is_query)
 
     def select_classes(self, classes: Sequence[int] | np.ndarray) -> Split:
-        """The images of some classes, relabelled from 0 in the given order of classes; of none, an empty split."""
+        """Returns the images of some classes, relabelled from 0 in the given order; an empty split for no class."""
         order = np.full(self.num_classes, -1, dtype=np.int64)
         order[np.asarray(classes, dtype=np.int64)] = np.arange(len(classes))
         rows = np.flatnonzero(order[self.labels] >= 0)
@@ -121,7 +121,7 @@ class Split:
         )
 
     def with_images(self, images: ImageSource) -> Split:
-        """The same split over other images of the same length: decoded, corrupted, ..."""
+        """Returns the same split over as many other images: decoded, corrupted, ..."""
         return replace(self, images=images)
 
 
@@ -163,12 +163,12 @@ class Splits:
 
 
 def _shuffled_classes(count: int, seed: int) -> list[int]:
-    """Class numbers in an order drawn by sha256, so that no generator's stream has to stay the same for ever."""
+    """Returns class numbers in an order drawn by sha256, which no new version of a generator can change."""
     return sorted(range(count), key=lambda c: hashlib.sha256(f"idml_zoo/classes/{seed}/{c}".encode()).digest())
 
 
 def class_folds(split: Split, folds: int, seed: int = 0) -> list[tuple[Split, Split]]:
-    """``folds`` pairs (training, validation) out of one split, with disjoint classes; each class validates once.
+    """Returns ``folds`` pairs (training, validation) of one split, with disjoint classes; each class validates once.
 
     A checkpoint or a learning rate is chosen on these, never on the test classes.
 
@@ -189,7 +189,7 @@ def class_folds(split: Split, folds: int, seed: int = 0) -> list[tuple[Split, Sp
 
 
 def hold_out_classes(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
-    """(training, validation): a fraction of the classes, with all their images, held out.
+    """Returns (training, validation): a fraction of the classes, with all their images, is held out.
 
     Args:
         split: of C classes.

@@ -25,7 +25,7 @@ FORMAT = 1
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared benchmark; DataError where it is missing, unreadable or of another format."""
+    """Returns the manifest of a prepared benchmark; raises DataError if it cannot be used."""
     path = folder / MANIFEST
     again = "prepare it again: idml-zoo data prepare"
     try:
@@ -33,8 +33,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a readable manifest ({error}); {again}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise DataError(f"{path} has format {found!r}, this version reads {FORMAT}; {again}")
+        version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise DataError(f"{path} has format {version!r}, this version reads {FORMAT}; {again}")
     return manifest
 
 
@@ -66,13 +66,13 @@ def _open(folder: Path, entry: dict[str, Any]) -> Split:
     if table.num_rows != entry["images"]:
         raise DataError(f"{folder}: {table.num_rows} rows, its manifest says {entry['images']}; prepare it again")
     names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
-    known, labels = np.unique(table["label"].to_numpy(), return_inverse=True)
+    label_values, labels = np.unique(table["label"].to_numpy(), return_inverse=True)
     roles = table["split"].to_pylist()
     fixed = {"image", "label", "path", "split"}
     return Split(
         images,
         labels.astype(np.int64),
-        tuple(names[k] for k in known),
+        tuple(names[k] for k in label_values),
         {k: table[k].to_numpy() for k in table.column_names if k not in fixed},
         np.array([r == "query" for r in roles]) if "query" in roles else None,
     )

@@ -1,4 +1,4 @@
-"""Anyone's own images: a folder with one folder per class, Parquet files, or a Hub data set."""
+"""A user's images: a folder with one folder per class, Parquet files, or a Hub data set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Table(NamedTuple):
         images: N images.
         labels: ``(N,)`` int64, contiguous from 0.
         class_names: C names.
-        origin: where it all is from.
+        origin: where the images come from: a folder, a file, ``hub:user/name@commit``.
         roles: ``(N,)`` of "train", "test", "query", "gallery", from the column ``split``; None where there is none.
     """
 
@@ -38,7 +38,7 @@ class Table(NamedTuple):
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files under a folder, in all its depth, sorted; without hidden ones and those in hidden folders."""
+    """Returns the image files under a folder at any depth, sorted; skips hidden files and hidden folders."""
     return sorted(
         p
         for p in folder.rglob("*")
@@ -49,7 +49,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def read_folder(root: Path) -> Table:
-    """``root/<class>/**/<image>``: images in sorted order, labels by sorted class name."""
+    """Returns the table of ``root/<class>/**/<image>``: images in sorted order, labels by sorted class name."""
     from idml_zoo.data.images import FileImages
 
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -74,7 +74,7 @@ def read_folder(root: Path) -> Table:
 
 
 def read_parquet(files: Sequence[Path], image: str = "image", label: str = "label") -> Table:
-    """Columns ``image`` (struct with ``bytes`` and ``path``, or binary) and ``label`` (integers)."""
+    """Returns the table of the columns ``image`` (struct of ``bytes`` and ``path``, or binary) and ``label`` (int)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -94,7 +94,7 @@ def read_parquet(files: Sequence[Path], image: str = "image", label: str = "labe
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
-    """Those that `datasets` has written into the file, by label; none where it has not."""
+    """Returns the class names that `datasets` has written into the file, by label; () where there are none."""
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
         names = feature.get("names") or ()
@@ -104,7 +104,7 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
 
 
 def hub_id(text: str) -> tuple[str, str | None] | None:
-    """Name and configuration of a Hub data set: of ``user/name`` or ``user/name:configuration``; None for a path."""
+    """Returns (name, configuration) of ``user/name`` or ``user/name:configuration``; None for a path."""
     if text.count("/") != 1 or text.startswith((".", "/")) or any(c in text for c in "*?["):
         return None
     name, _, configuration = text.partition(":")
@@ -112,10 +112,9 @@ def hub_id(text: str) -> tuple[str, str | None] | None:
 
 
 def read_hub(source: str, split: str, revision: str | None, image: str = "image", label: str = "label") -> Table:
-    """A data set of the Hub with an image and a label column, at one commit: ``user/name`` or, of several
-    configurations, ``user/name:configuration``.
+    """Returns the table of a Hub data set with an image and a label column: ``user/name[:configuration]``.
 
-    The commit of the revision (without one: of the latest state) is looked up and used, and the origin records it.
+    Looks up the commit of the revision, or the latest commit without one, and reads that. The origin records it.
     """
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -136,14 +135,14 @@ def read_hub(source: str, split: str, revision: str | None, image: str = "image"
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """The commit that a revision stands for; None where the Hub cannot be asked, and its cache must do."""
+    """Returns the commit of a revision; None where the Hub cannot be reached, so that its cache must do."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         return HfApi().dataset_info(name, revision=revision).sha
     except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
-        return None  # what load_dataset then says is the clearer message
+        return None  # load_dataset then raises the clearer error
 
 
 def _table(
@@ -155,7 +154,7 @@ def _table(
     names: tuple[str, ...] = (),
     within: tuple[str, ...] = (),
 ) -> Table:
-    """From an Arrow table; ``names`` by label, ``within``: null bytes stand for files in these folders."""
+    """Returns the table of an Arrow table; ``names`` by label; null bytes stand for files in the folders ``within``."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -164,7 +163,7 @@ def _table(
     missing = {image, label} - set(table.column_names)
     if missing:
         raise DataError(f"{source}: no column {' or '.join(sorted(missing))}; it has {', '.join(table.column_names)}")
-    pictures, numbers = table[image], table[label]
+    encoded, numbers = table[image], table[label]
     if not pa.types.is_integer(numbers.type) or numbers.null_count:
         raise DataError(f"{source}: column {label!r} must hold integers without gaps, found {numbers.type}")
     labels = numbers.to_numpy().astype(np.int64)
@@ -173,19 +172,19 @@ def _table(
             f"{source}: column {label!r} has {labels.min()}, which marks images without a label; leave them out"
         )
     paths: list[str | None] = [None] * len(labels)
-    if pa.types.is_struct(pictures.type):
-        if "path" in pictures.type.names:
-            paths = pc.struct_field(pictures, "path").to_pylist()
-        pictures = pc.struct_field(pictures, "bytes")
-    kind = pictures.type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)):
-        raise DataError(f"{source}: column {image!r} must hold encoded images, found {kind}")
-    known = np.unique(labels)
-    class_names = tuple(names[int(k)] if int(k) < len(names) else str(int(k)) for k in known)
+    if pa.types.is_struct(encoded.type):
+        if "path" in encoded.type.names:
+            paths = pc.struct_field(encoded, "path").to_pylist()
+        encoded = pc.struct_field(encoded, "bytes")
+    column_type = encoded.type
+    if not (pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type) or pa.types.is_null(column_type)):
+        raise DataError(f"{source}: column {image!r} must hold encoded images, found {column_type}")
+    label_values = np.unique(labels)
+    class_names = tuple(names[int(k)] if int(k) < len(names) else str(int(k)) for k in label_values)
     titles = [f"{p or 'image'} (row {i} of {source})" for i, p in enumerate(paths)]
-    images = EncodedImages(pictures, titles, paths if within else (), within)
+    images = EncodedImages(encoded, titles, paths if within else (), within)
     roles = np.array(table[_ROLE].to_pylist(), dtype=object) if _ROLE in table.column_names else None
-    return Table(images, np.searchsorted(known, labels), class_names, origin, roles)
+    return Table(images, np.searchsorted(label_values, labels), class_names, origin, roles)
 
 
 def disjoint_splits(
@@ -193,16 +192,16 @@ def disjoint_splits(
     train_classes: str | Sequence[int] | None = None,
     test_classes: str | Sequence[int] | None = None,
 ) -> Splits:
-    """Two splits that share no class.
+    """Returns two splits that share no class.
 
-    Default: what the table's column ``split`` says, if it makes class-disjoint splits of "train" and "test" (or "query"
-    and "gallery"); classes of other values, such as "validation", are left out. Else the first half of the classes
-    trains, and the rest tests (as for CUB). ``test_classes="all"``, for a model trained elsewhere: every class tests,
-    and the training split is empty.
+    The default is the table's column ``split``, if its values "train" and "test" (or "query" and "gallery") share no
+    class. Classes of other values, such as "validation", are left out. Without such a column the first half of the
+    classes trains and the rest tests, as for CUB. ``test_classes="all"`` is for a model trained elsewhere: every class
+    tests, and the training split is empty.
 
     Raises:
-        DataError: if the choices overlap or leave a split with fewer than two classes, or the column has other values
-            for images of the classes that train or test.
+        DataError: the choices overlap or leave a split with fewer than two classes, or the column has other values for
+            images of the classes that train or test.
     """
     count = len(table.class_names)
     if test_classes == "all":
@@ -215,8 +214,8 @@ def disjoint_splits(
     train = None if train_classes is None else class_range(train_classes, count)
     test = None if test_classes is None else class_range(test_classes, count)
     every_class, queries = np.arange(count), None
-    if train is None and test is None and (own := _own_classes(table)) is not None:
-        train, test, queries = own
+    if train is None and test is None and (by_column := _classes_by_column(table)) is not None:
+        train, test, queries = by_column
     if train is None:
         train = every_class[: count // 2] if test is None else np.setdiff1d(every_class, test)
     if test is None:
@@ -236,25 +235,25 @@ def disjoint_splits(
     return Splits(training, testing, table.origin)
 
 
-def _own_classes(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
-    """(train, test) classes and who is a query, by the table's own column; None where that shares classes."""
-    found = set() if table.roles is None else set(table.roles)
-    tested = {"query", "gallery"} if found >= {"query", "gallery"} else {"test"}
-    if table.roles is None or not found >= {"train"} | tested:
+def _classes_by_column(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+    """Returns (train, test) classes and the mask of queries by the column ``split``; None where these share classes."""
+    roles = set() if table.roles is None else set(table.roles)
+    tested = {"query", "gallery"} if roles >= {"query", "gallery"} else {"test"}
+    if table.roles is None or not roles >= {"train"} | tested:
         return None
     train, test, others = (
         np.unique(table.labels[np.isin(table.roles, list(names))])
-        for names in ({"train"}, tested, found - {"train"} - tested)
+        for names in ({"train"}, tested, roles - {"train"} - tested)
     )
     if len(np.intersect1d(train, test)):
         return None  # a table for classification
     if len(np.intersect1d(others, np.union1d(train, test))):
-        names = " or ".join(sorted(map(str, found - {"train"} - tested)))
+        names = " or ".join(sorted(map(str, roles - {"train"} - tested)))
         raise DataError(
             f"{table.origin}: rows whose column {_ROLE!r} says {names} are of classes that train or test; leave these "
             "rows out, or choose the classes yourself (train_classes, test_classes)"
         )
-    return train, test, table.roles == "query" if "query" in found else None
+    return train, test, table.roles == "query" if "query" in roles else None
 
 
 def read_table(
@@ -264,10 +263,10 @@ def read_table(
     image_column: str = "image",
     label_column: str = "label",
 ) -> Table:
-    """A table from a folder, Parquet file(s), or, where no such path exists, a Hub data set.
+    """Returns the table of a folder, of Parquet file(s) or, where no such path exists, of a Hub data set.
 
     Raises:
-        DataError: nothing there, or not readable as what it looks like.
+        DataError: the source is missing, or not readable as what its name says.
     """
     if not isinstance(source, (str, Path)):
         return read_parquet([Path(s) for s in source], image_column, label_column)

@@ -54,7 +54,7 @@ class TransformConfig:
 
     @classmethod
     def from_timm(cls, pretrained_cfg: dict[str, Any]) -> TransformConfig:
-        """Input size, interpolation, mean and std of a timm ``pretrained_cfg``; the crop stays the paper's."""
+        """Returns input size, interpolation, mean and std of a timm ``pretrained_cfg``, with the paper's crop."""
         size = pretrained_cfg.get("input_size") or (3, 224, 224)
         interpolation = pretrained_cfg.get("interpolation") or "bilinear"
         return cls(
@@ -66,22 +66,22 @@ class TransformConfig:
 
     @classmethod
     def of_network(cls, network: Any) -> TransformConfig:
-        """Of a timm network: :meth:`from_timm`, at the size that this one was built for (``img_size=``)."""
-        own = cls.from_timm(getattr(network, "pretrained_cfg", None) or {})
+        """Returns :meth:`from_timm` of a timm network, at the size that it was built for (``img_size=``)."""
+        pretrained = cls.from_timm(getattr(network, "pretrained_cfg", None) or {})
         size = getattr(getattr(network, "patch_embed", None), "img_size", None)
-        return own if size is None else dataclasses.replace(own, image_size=int(size[-1]))
+        return pretrained if size is None else dataclasses.replace(pretrained, image_size=int(size[-1]))
 
     def replace(self, **changes: Any) -> TransformConfig:
-        """A copy with some fields changed; None leaves a field as it is."""
+        """Returns a copy with some fields changed; None leaves a field as it is."""
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
 
 def build_transforms(config: TransformConfig) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """(training, evaluation) transforms: image to float32 ``(3, image_size, image_size)``.
+    """Returns the (training, evaluation) transforms: image to float32 ``(3, image_size, image_size)``.
 
     Training takes a PIL RGB image or a uint8 tensor ``(3, H, W)``, and crops the tensor: the same anti-aliased filter
     as PIL's within one of 255 levels, and several times as fast. Evaluation takes a PIL image and resizes it with PIL,
@@ -95,7 +95,7 @@ def build_transforms(config: TransformConfig) -> tuple[Callable[..., Tensor], Ca
 
 
 def build_device_transforms(config: TransformConfig) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]:
-    """The training transform in two parts, so that flips and floats are made in batches on the device.
+    """Returns the training transform in two parts, so that flips and floats are made in batches on the device.
 
     Returns:
         (for the loader: image to uint8 ``(3, image_size, image_size)``; for the batch: uint8 ``(B, 3, S, S)`` on any
@@ -116,7 +116,7 @@ def build_device_transforms(config: TransformConfig) -> tuple[Callable[..., Tens
 
 
 def build_evaluation_parts(config: TransformConfig) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]:
-    """The evaluation transform in two parts, so that floats are made in batches; the numbers stay the same.
+    """Returns the evaluation transform in two parts, so that floats are made in batches; the numbers stay the same.
 
     Returns:
         (for the loader: PIL image to uint8 ``(3, image_size, image_size)``; for the batch: uint8 ``(B, 3, S, S)`` on

@@ -17,7 +17,7 @@ from idml_zoo.data.errors import DataError
 from idml_zoo.data.images import FileImages, ImageDataset, LoadedImages
 from idml_zoo.data.split import ImageSource, Split
 from idml_zoo.data.transforms import TransformConfig, build_evaluation_parts
-from idml_zoo.distributed import gather_dealt, place
+from idml_zoo.distributed import gather_dealt, rank_and_count
 from idml_zoo.evaluation.embedders import as_embedder
 from idml_zoo.types import Embedding
 
@@ -192,7 +192,7 @@ def embed_split(
 
     device = as_device(compute.device)
     as_pixels, as_floats = (_untouched, _untouched) if transform is None else build_evaluation_parts(transform)
-    rank, world = place() if share else (0, 1)
+    rank, world = rank_and_count() if share else (0, 1)
     images: Any = ImageDataset(split, as_pixels)  # type: ignore[arg-type]
     total = len(images)
     loader: Any = DataLoader(

@@ -11,7 +11,7 @@ from idml_zoo.types import Neighbours
 
 
 def as_labels(labels: object, name: str = "labels") -> Tensor:
-    """``(N,)`` int64 from a tensor, array or list; ValueError where it is not one."""
+    """Returns ``(N,)`` int64 from a tensor, array or list; raises ValueError for anything else."""
     tensor = torch.as_tensor(labels)
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(f"{name} must be one-dimensional integers, got {tensor.dtype} of shape {tuple(tensor.shape)}")
@@ -19,16 +19,16 @@ def as_labels(labels: object, name: str = "labels") -> Tensor:
 
 
 def positives(query_labels: Tensor, gallery_labels: Tensor, excludes_self: bool) -> Tensor:
-    """``(N,)`` R: how many gallery images share each query's class, the query itself not counted."""
-    known, query_class = torch.cat([gallery_labels, query_labels]).unique(return_inverse=True)
-    counts = torch.bincount(query_class[: len(gallery_labels)], minlength=len(known))
+    """Returns ``(N,)`` R: how many gallery images share each query's class, the query itself not counted."""
+    classes, query_class = torch.cat([gallery_labels, query_labels]).unique(return_inverse=True)
+    counts = torch.bincount(query_class[: len(gallery_labels)], minlength=len(classes))
     return counts[query_class[len(gallery_labels) :]] - int(excludes_self)
 
 
 def per_query_metrics(
     neighbours: Neighbours, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int] = (1, 2, 4, 8)
 ) -> dict[str, Tensor]:
-    """Values of every query, ``(N,)`` float64 each; NaN for a query without positive.
+    """Returns values of every query, ``(N,)`` float64 each; NaN for a query without positive.
 
     With R positives of a query in the gallery: ``recall@K`` = 1 if any of the K nearest is of its class;
     ``r_precision`` = correct among the R nearest / R; ``map@r`` = (1/R) Σ_{i≤R} P(i)·[i correct], with P(i) the
@@ -68,7 +68,7 @@ def per_query_metrics(
 def retrieval_metrics(
     neighbours: Neighbours, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int] = (1, 2, 4, 8)
 ) -> dict[str, float]:
-    """Means over the queries that have a positive, as fractions in [0, 1]; see :func:`per_query_metrics`.
+    """Returns means over the queries that have a positive, as fractions in [0, 1]; see :func:`per_query_metrics`.
 
     Raises:
         ValueError: as there, and where no query has a positive at all.

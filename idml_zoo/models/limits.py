@@ -72,6 +72,8 @@ def check_parameters(network: nn.Module) -> None:
 def check_work(network: nn.Module, image_size: int) -> None:
     """Raises ValueError where one image costs too much time or memory.
 
+    A head that the user has registered is left out: it is the user's code, and may do what "meta" cannot.
+
     Args:
         network: in eval mode, on the device "meta".
         image_size: side of its input, pixels.
@@ -80,9 +82,12 @@ def check_work(network: nn.Module, image_size: int) -> None:
         ValueError: too much of either, or the network does not take an image of that size.
     """
     meter = Meter(network)
+    head: Any = getattr(network, "head", None)
+    is_ours = head is None or type(head).__module__.startswith("idml_zoo.")
+    forward: Any = network if is_ours else network.forward_features
     try:
         with torch.device("meta"), torch.no_grad(), meter:
-            network(torch.empty(1, 3, image_size, image_size))
+            forward(torch.empty(1, 3, image_size, image_size))
     except TooMuch as error:
         raise ValueError(f"an image of {image_size} pixels costs too much: {error}") from None
     except Exception as error:  # whatever a network says to an image that it does not take

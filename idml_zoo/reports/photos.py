@@ -101,20 +101,20 @@ def identity(model: IDMLModel) -> str:
     return digest.hexdigest()
 
 
-def find_photos(place: Path) -> list[Path]:
-    """The image files under a folder, sorted, without hidden ones; or the one file.
+def find_photos(path: Path) -> list[Path]:
+    """Returns the image files under a folder, sorted, without hidden ones; of a file, the file itself.
 
     Raises:
-        DataError: nothing there.
+        DataError: no such folder or file, or no image in it.
     """
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise DataError(f"no folder or file {place}")
-    found = find_images(place)
-    if not found:
-        raise DataError(f"{place} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return found
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"no folder or file {path}")
+    files = find_images(path)
+    if not files:
+        raise DataError(f"{path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return files
 
 
 def embed_photos(
@@ -124,7 +124,7 @@ def embed_photos(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> tuple[list[int], Embedding | None, list[str]]:
-    """Embeds image files; a broken one costs itself only.
+    """Embeds image files, and skips those that cannot be read.
 
     Args:
         model: its own preprocessing is used.
@@ -132,8 +132,8 @@ def embed_photos(
         batch_size, device, progress: how to compute.
 
     Returns:
-        Places in ``files`` of those that could be read, their embedding in that order (None if there are none), and a
-        line for each that could not.
+        Positions in ``files`` of those that could be read, their embedding in that order (None if there are none),
+        and a line for each that could not.
 
     Raises:
         ValueError: an embedding has NaN, inf or no unit norm.
@@ -175,7 +175,7 @@ def index_photos(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> tuple[PhotoIndex, list[str]]:
-    """The index of every photograph under a folder, and a line for each file that could not be read.
+    """Returns the index of every photograph under a folder, and a line for each file that could not be read.
 
     Args:
         model, batch_size, device, progress: see :func:`embed_photos`.
@@ -190,26 +190,26 @@ def index_photos(
     root = folder if folder.is_dir() else folder.parent
     names = [p.relative_to(root).as_posix() for p in files]
     stamps = [f"{s.st_size} {s.st_mtime_ns}" for s in (p.stat() for p in files)]
-    which = identity(model)
-    known = {}
-    if old is not None and old.model == which:
-        known = {pair: i for i, pair in enumerate(zip(old.names, old.stamps, strict=True))}
-    fresh = [i for i, pair in enumerate(zip(names, stamps, strict=True)) if pair not in known]
+    model_id = identity(model)
+    indexed = {}  # row in the old index of each photograph that has not changed since
+    if old is not None and old.model == model_id:
+        indexed = {pair: i for i, pair in enumerate(zip(old.names, old.stamps, strict=True))}
+    fresh = [i for i, pair in enumerate(zip(names, stamps, strict=True)) if pair not in indexed]
     kept, embedding, broken = embed_photos(model, [files[i] for i in fresh], batch_size, device, progress)
-    banks = [old.embedding] if old is not None and known else []
-    first = sum(map(len, banks))
-    places = {fresh[j]: first + row for row, j in enumerate(kept)}
-    places |= {i: known[pair] for i, pair in enumerate(zip(names, stamps, strict=True)) if pair in known}
-    if not places:
+    parts = [old.embedding] if old is not None and indexed else []
+    first = sum(map(len, parts))
+    row_of = {fresh[j]: first + row for row, j in enumerate(kept)}
+    row_of |= {i: indexed[pair] for i, pair in enumerate(zip(names, stamps, strict=True)) if pair in indexed}
+    if not row_of:
         raise DataError(f"none of the {len(files)} images of {folder} can be read; the first: {broken[0]}")
-    rows = sorted(places)
-    made = Embedding.cat([*banks, *([embedding] if embedding else [])])[torch.tensor([places[i] for i in rows])]
-    return PhotoIndex(tuple(names[i] for i in rows), tuple(stamps[i] for i in rows), made, which), broken
+    order = sorted(row_of)
+    whole = Embedding.cat([*parts, *([embedding] if embedding else [])])[torch.tensor([row_of[i] for i in order])]
+    return PhotoIndex(tuple(names[i] for i in order), tuple(stamps[i] for i in order), whole, model_id), broken
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for one query.
+    """The nearest photographs of a query.
 
     Attributes:
         name: of the query; ``level``: its uncertainty ‖u‖.
@@ -264,7 +264,7 @@ def ask(
 
 
 def sections(answers: Sequence[Answer], count: int) -> dict[str, list[Answer]]:
-    """Of photographs that ask for each other: the pairs most alike, each once, and the most uncertain."""
+    """Returns the pairs of photographs that are most alike, each once, and the most uncertain photographs."""
     alike: list[Answer] = []
     seen: set[frozenset[str]] = set()
     for answer in sorted((a for a in answers if not a.declined), key=lambda a: -a.neighbours[0][1]):
@@ -272,10 +272,10 @@ def sections(answers: Sequence[Answer], count: int) -> dict[str, list[Answer]]:
         if pair not in seen:
             seen.add(pair)
             alike.append(answer)
-    made = {"Most alike": alike[:count]}
+    parts = {"Most alike": alike[:count]}
     if max(a.level for a in answers) > 0:
-        made["Most uncertain"] = sorted(answers, key=lambda a: -a.level)[:count]
-    return made
+        parts["Most uncertain"] = sorted(answers, key=lambda a: -a.level)[:count]
+    return parts
 
 
 def photo_page(title: str, parts: dict[str, list[Answer]], folder: Path, query_folder: Path, similarity: str) -> str:

@@ -129,7 +129,7 @@ def tuning_table(measured: Set) -> str:
         tried = []
         for trial in measured.progress.trials(name):
             assert trial.settled
-            value = f"{100 * measured.progress.score(trial.result):.1f}" if trial.result else "lost"
+            value = f"{100 * measured.progress.score(trial.result):.1f}" if trial.result else "failed"
             value = f"**{value}**" if trial.settings == measured.lines[name].settings else value
             tried.append(f"{settings_text(trial.settings)}: {value}")
         best = measured.progress.chosen(name)

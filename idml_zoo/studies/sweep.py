@@ -58,8 +58,8 @@ def plan(recipe: str, words: Sequence[str]) -> list[tuple[PlannedRun, Result | N
     """
     runs = [PlannedRun(recipe, overrides, load_config(recipe, overrides)) for overrides in grid(words)]
     boards = {Path(run.config.leaderboard) for run in runs}
-    known = {board: recipes_of(read_results(board / "results")) for board in boards}
-    return [(run, find_result(run.config, known[Path(run.config.leaderboard)])) for run in runs]
+    recipes = {board: recipes_of(read_results(board / "results")) for board in boards}
+    return [(run, find_result(run.config, recipes[Path(run.config.leaderboard)])) for run in runs]
 
 
 def values(text: str) -> list[str]:
@@ -103,17 +103,17 @@ def recipes_of(results: list[Result]) -> Recipes:
     return [(identity(recipe), r) for recipe, r in recipes if isinstance(recipe, dict)]
 
 
-def find_result(config: Config, known: Recipes) -> Result | None:
+def find_result(config: Config, recipes: Recipes) -> Result | None:
     """Returns the result of a run with this recipe, or None where there is none yet.
 
     A result counts only with the corruptions and the introspective search that the configuration names.
 
     Args:
         config: of the run.
-        known: from :func:`recipes_of`.
+        recipes: from :func:`recipes_of`.
     """
     recipe, corruptions = identity(config.flat()), set(config.evaluation.corruptions.split())
-    same = [r for other, r in known if other == recipe]
+    same = [r for other, r in recipes if other == recipe]
     introspective = {r.provenance.weights_sha256 for r in same if r.protocol.similarity == "introspective"}
     both = config.evaluation.similarity == "both" and variants[config.variant].has_level
     for result in same:

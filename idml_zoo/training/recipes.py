@@ -52,8 +52,8 @@ def find_recipe(name: str | os.PathLike[str], below: str = "") -> Path:
     path = Path(name)
     if not path.is_file() and path.name == str(path):
         for candidate in (path.name, f"{path.name}.yaml"):
-            if (found := recipes_folder() / below / candidate).is_file():
-                return found
+            if (recipe := recipes_folder() / below / candidate).is_file():
+                return recipe
     return path
 
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from idml_zoo.distributed import place
+from idml_zoo.distributed import rank_and_count
 from idml_zoo.models.model import IDMLModel
 from idml_zoo.types import Embedding
 
@@ -28,7 +28,7 @@ def shard(model: IDMLModel, criterion: nn.Module, device: torch.device) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (place()[1],))
+    mesh = init_device_mesh(device.type, (rank_and_count()[1],))
     _register_embedding()
     for part in model.backbone.children():
         if isinstance(part, nn.Sequential | nn.ModuleList):

@@ -19,6 +19,7 @@ from idml_zoo.data.preparation.prepare import prepare
 from idml_zoo.data.split import Split, Subset, class_folds, hold_out_classes
 from idml_zoo.data.table import Table, disjoint_splits, read_table
 from idml_zoo.data.transforms import TransformConfig, build_transforms
+from idml_zoo.evaluation.embed import MeasuredSplit
 from idml_zoo.evaluation.protocol import evaluate
 from idml_zoo.models.zoo import create_model
 from idml_zoo.registry import benchmarks
@@ -150,7 +151,7 @@ def test_a_model_trained_elsewhere_is_shown_every_class(tmp_path):
     with pytest.raises(DataError, match="labels must run"):
         Split(Subset(splits.test.images, np.arange(2)), np.array([0, 1]), ())
     with pytest.raises(DataError, match="mine: the train split has no images to measure"):
-        evaluate(model, mine, split=splits.train, split_name="train")
+        evaluate(model, mine, split=MeasuredSplit(splits.train, "train"))
     with pytest.raises(DataError, match="leaves no class to train on; leave train_classes out"):
         disjoint_splits(tiny_table(), "0-1", "all")
 

@@ -15,6 +15,7 @@ from idml_zoo.models import limits
 from idml_zoo.models.files import WeightsError
 from idml_zoo.models.pretrained import most_bytes
 from idml_zoo.models.zoo import BACKBONES
+from idml_zoo.registry import heads
 
 # loads folders with and without weights; a line for each: loaded or the message, seconds, gigabytes beyond those before
 LOAD = """
@@ -144,3 +145,24 @@ def test_a_configuration_of_the_sizes_of_before_is_still_read(saved):
     assert (
         load(saved).transform.image_size == json.loads((saved / "config.json").read_text())["transform"]["image_size"]
     )
+
+
+def test_a_users_own_head_may_do_what_the_device_meta_cannot(tmp_path):
+    class Drawn(torch.nn.Module):
+        def __init__(self, in_features, embedding_dim=8):
+            super().__init__()
+            self.semantic = torch.nn.Linear(in_features, embedding_dim)
+
+        def forward(self, features):
+            with torch.autocast(features.device.type, enabled=False):  # not on "meta"
+                semantic = torch.nn.functional.normalize(self.semantic(features))
+            return idml_zoo.Embedding(semantic, torch.zeros_like(semantic))
+
+    heads.add("drawn_for_a_test", Drawn)
+    try:
+        model = idml_zoo.create_model("drawn_for_a_test", backbone="test_resnet")
+        folder = model.save_pretrained(tmp_path / "model")
+        again = idml_zoo.create_model(f"local-dir:{folder}", pretrained=True)
+        assert torch.equal(again.head.semantic.weight, model.head.semantic.weight)
+    finally:
+        del heads._entries["drawn_for_a_test"]

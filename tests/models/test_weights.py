@@ -85,7 +85,8 @@ def test_a_result_says_which_weights_were_measured(original, tmp_path):
     model = load(original[1])
     result = idml_zoo.evaluate(model, mine, **how)
     assert result.provenance.weights_sha256 == model.origin.sha256 and result.protocol.checkpoint == "last"
-    assert idml_zoo.evaluate(model, mine, variant="pa", **how).model.variant == "pa", "what one says goes first"
+    given = idml_zoo.TrainingRecord(variant="pa")
+    assert idml_zoo.evaluate(model, mine, training=given, **how).model.variant == "pa", "what is given goes first"
     with torch.no_grad():
         model.head.semantic.weight.mul_(1.01)
     trained = idml_zoo.evaluate(model, mine, **how)

@@ -68,12 +68,12 @@ def test_the_command_that_a_record_gives_is_a_valid_run_of_that_model(name):
     words = shlex.split(record.command(name))
     config = load_config(ROOT / words[words.index("--config") + 1], words[words.index("--config") + 2 :])
     chosen = BACKBONES[record.backbone]
-    assert (config.benchmark, config.backbone, config.embedding_dim) == (
+    assert (config.benchmark, config.network.backbone, config.network.embedding_dim) == (
         record.benchmark,
         chosen.timm_name,
         record.embedding_dim,
     )
-    assert config.backbone_options == chosen.options
+    assert config.network.backbone_options == chosen.options
     assert config.name == name
     assert config.variant == ("idml" if record.head == "idml" else "pa")
 

@@ -112,7 +112,7 @@ def test_a_trial_that_collapses_counts_as_tried(tmp_path, monkeypatch, capsys):
     assert "failed" in shown and f"failed: {told['reason']} (" in shown and "1 of 1 seeds measured" in shown
     assert main(["study", *arguments]) == 0 and len(ran) == 3, "nor is it tried again"
     (found,) = pages.read_sets(tmp_path, board)
-    assert pages.BLOCKS["tuning"](found).count(": lost") == 1
+    assert pages.BLOCKS["tuning"](found).count(": failed") == 1
 
     only = yaml.safe_load(file.read_text()) | {"trials": {"cosine": trials[:1], "introspective": trials[:1]}}
     only["controls"] = []

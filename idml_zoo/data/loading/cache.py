@@ -1,4 +1,4 @@
-"""Decode once: a split's images as raw pixels in one memory-mapped file, shared by loader workers and ranks.
+"""A cache of decoded images: raw pixels in one memory-mapped file, shared by loader workers and ranks.
 
 Decoding JPEG takes most of the time of loading small fine-grained sets. The cache keeps uint8 RGB pixels, with the
 shorter side bounded: images up to the bound are kept exactly, larger ones are reduced (bicubic, anti-aliased) once. It
@@ -72,7 +72,7 @@ class CachedImages:
 
 
 def cache_images(split: Split, side: int, folder: str | Path | None = None, progress: bool = True) -> Split:
-    """The same split over cached images, for training; built at the first call, in ``folder``, and found at the next.
+    """Returns the same split over cached images, for training; the first call builds the cache in ``folder``.
 
     Safe when several processes call it at once (one builds, the others wait) and when one is killed: a cache is used
     only once it is whole.
@@ -82,7 +82,7 @@ def cache_images(split: Split, side: int, folder: str | Path | None = None, prog
         side: bound of the shorter side, pixels. Images within it are kept exactly. Of larger ones, crops differ from
             those of the originals by less than 3 of 255 levels on average with twice the network's 224 pixels, by less
             than 6 with 256 (two sharp photographs of shorter side 500; a test holds both).
-        folder: where caches lie; default ``IDML_ZOO_CACHE``, else the user's cache folder.
+        folder: of all caches; default ``IDML_ZOO_CACHE``, else the user's cache folder.
         progress: show a bar while building.
 
     Returns:
@@ -94,33 +94,33 @@ def cache_images(split: Split, side: int, folder: str | Path | None = None, prog
     """
     from filelock import FileLock
 
-    place = Path(folder) if folder is not None else cache_folder()
+    parent = Path(folder) if folder is not None else cache_folder()
     key = hashlib.sha256(f"{_FORMAT}/{split.fingerprint()}/{side}".encode()).hexdigest()[:16]
-    home = place / f"images-{key}"
-    if not _is_whole(home):
-        part = place / f".images-{key}.part"
+    cache = parent / f"images-{key}"
+    if not _is_whole(cache):
+        part = parent / f".images-{key}.part"
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            with FileLock(place / f".images-{key}.lock"):
-                if not _is_whole(home):
-                    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-                    shutil.rmtree(home, ignore_errors=True)  # damaged since
+            parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(parent / f".images-{key}.lock"):
+                if not _is_whole(cache):
+                    shutil.rmtree(part, ignore_errors=True)  # left by a killed process
+                    shutil.rmtree(cache, ignore_errors=True)  # damaged since
                     part.mkdir()
                     try:
                         _build(split, side, part, progress)
-                        os.replace(part, home)
+                        os.replace(part, cache)
                     finally:
                         shutil.rmtree(part, ignore_errors=True)
         except OSError as error:
             reason = error.strerror or error
             warnings.warn(
-                f"images are decoded anew in every epoch, for no cache can be made in {place} ({reason}); "
+                f"images are decoded anew in every epoch, for no cache can be made in {parent} ({reason}); "
                 "free space, bound the images lower, or choose another folder with IDML_ZOO_CACHE",
                 CacheWarning,
                 stacklevel=2,
             )
             return split
-    return split.with_images(CachedImages(home, split.images))  # type: ignore[arg-type]
+    return split.with_images(CachedImages(cache, split.images))  # type: ignore[arg-type]
 
 
 def _is_whole(home: Path) -> bool:

@@ -46,12 +46,12 @@ class _EpochSampler(Sampler[list[int]]):
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Make the next iterations those of an epoch.
+        """Makes the next iterations those of an epoch.
 
         Args:
             epoch: 0 or more.
-            start: the global batch to begin with, in [0, steps]; those before are left out without being loaded, and
-                the others are those of the whole epoch. With ``steps`` nothing is left.
+            start: the global batch to begin with, in [0, steps]. Earlier ones are skipped without being loaded, and
+                the others are those of the whole epoch. ``steps`` leaves none.
 
         Raises:
             DataError: out of range; the sampler stays as it was.
@@ -60,18 +60,18 @@ class _EpochSampler(Sampler[list[int]]):
         self.epoch, self.start = _whole("epoch", epoch), _whole("start", start, 0, self.steps, hint)
 
     def __len__(self) -> int:
-        """How many lists an iteration from ``start`` gives: steps - start; num_replicas times that with rank=None."""
+        """Returns the number of lists in an iteration: steps - start; num_replicas times that with rank=None."""
         return (self.steps - self.start) * (self.num_replicas if self.rank is None else 1)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Lists of indices; the epoch is that of this call, whatever set_epoch says while the iteration lasts."""
+        """Returns an iterator over lists of indices, of the epoch at this call, whatever set_epoch changes later."""
         # spawn_key, not [seed, epoch]: a seed beyond 32 bits would run over into the epoch
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.epoch,)))
         mine = slice(None) if self.rank is None else slice(self.rank, self.rank + 1)
         return (part.tolist() for batch in self._epoch(rng)[self.start :] for part in batch[mine])
 
     def _epoch(self, rng: np.random.Generator) -> Sequence[np.ndarray] | np.ndarray:
-        """``steps`` global batches, each ``(num_replicas, B / num_replicas)`` indices."""
+        """Returns ``steps`` global batches, each ``(num_replicas, B / num_replicas)`` indices."""
         raise NotImplementedError
 
 
@@ -165,19 +165,19 @@ class PKSampler(_EpochSampler):
         num_replicas: int = 1,
         rank: int | None = 0,
     ) -> None:
-        found = np.asarray(labels)
-        if found.ndim != 1 or not len(found) or not np.issubdtype(found.dtype, np.integer):
-            raise DataError(f"labels must be (N,) whole numbers, N > 0, got {found.shape} of {found.dtype}")
+        values = np.asarray(labels)
+        if values.ndim != 1 or not len(values) or not np.issubdtype(values.dtype, np.integer):
+            raise DataError(f"labels must be (N,) whole numbers, N > 0, got {values.shape} of {values.dtype}")
         self.whole_classes = whole_classes
         self.classes_per_batch = _shared_out(
             "classes_per_batch", classes_per_batch, num_replicas if whole_classes else 1
         )
         self.images_per_class = _shared_out("images_per_class", images_per_class, 1 if whole_classes else num_replicas)
-        counts = np.unique(found, return_counts=True)[1]
+        counts = np.unique(values, return_counts=True)[1]
         _whole("classes_per_batch", classes_per_batch, 1, len(counts), "the number of classes in labels")
-        self._images = np.split(np.argsort(found, kind="stable"), np.cumsum(counts)[:-1])  # by class
+        self._images = np.split(np.argsort(values, kind="stable"), np.cumsum(counts)[:-1])  # by class
         if batches is None:
-            batches = max(1, len(found) // (classes_per_batch * images_per_class))
+            batches = max(1, len(values) // (classes_per_batch * images_per_class))
         super().__init__(_whole("batches", batches, 1), seed, num_replicas, rank)
 
     def _epoch(self, rng: np.random.Generator) -> np.ndarray:
@@ -197,8 +197,8 @@ class PKSampler(_EpochSampler):
 class Numbered(Sampler[list[tuple[int, int]]]):
     """The batches of a sampler with the number of each draw, for :class:`~idml_zoo.data.images.DrawnImages`.
 
-    Draws are numbered through all epochs and over all ranks, so that a draw's number says which place in which global
-    batch it has, whoever loads it.
+    Draws are numbered through all epochs and over all ranks. A draw's number gives its global batch and its row there,
+    whichever process loads it.
 
     Args:
         sampler: made for one rank.
@@ -221,15 +221,15 @@ class Numbered(Sampler[list[tuple[int, int]]]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        one = self.sampler
-        part = self.batch_size // one.num_replicas
-        first = (one.epoch * one.steps + one.start) * self.batch_size + (one.rank or 0) * part
-        batches = iter(one)  # now, not when the first is asked for: set_epoch may be called in between
+        sampler = self.sampler
+        part = self.batch_size // sampler.num_replicas
+        first = (sampler.epoch * sampler.steps + sampler.start) * self.batch_size + (sampler.rank or 0) * part
+        batches = iter(sampler)  # now, not lazily: set_epoch may be called before the first batch
         return ([(i, first + n * self.batch_size + j) for j, i in enumerate(b)] for n, b in enumerate(batches))
 
 
 def _walk(rng: np.random.Generator, count: int, width: int, rows: int) -> np.ndarray:
-    """``(rows, width)``: shuffled orders of 0 .. count - 1 one after another, with no number twice in a row.
+    """Returns ``(rows, width)``: shuffled orders of 0 .. count - 1 one after another, with no number twice in a row.
 
     Where one order ends within a row, the next is drawn from those that complete the row without a repeat.
     """
@@ -249,7 +249,7 @@ def _walk(rng: np.random.Generator, count: int, width: int, rows: int) -> np.nda
 
 
 def _draws(rng: np.random.Generator, count: int, k: int, rows: int) -> np.ndarray:
-    """``(rows, k)`` numbers below ``count``: each ⌊k / count⌋ times in every row, the rest from a walk."""
+    """Returns ``(rows, k)`` numbers below ``count``: each ⌊k / count⌋ times in every row, the rest from a walk."""
     whole, rest = divmod(k, count)
     walk = _walk(rng, count, rest, rows)
     if not whole:

@@ -1,4 +1,4 @@
-"""Training on a table larger than memory or disk: shards that are read in passing, through ``datasets`` streaming.
+"""Training on a table larger than memory or disk: a stream over its shards, by ``datasets``.
 
 What it reads: Parquet or Arrow shards, WebDataset-style tar shards (``key.jpg`` with ``key.cls``), a folder made by
 ``idml-zoo data prepare``, or a data set of the Hub. The stream has no end; an epoch is a number of steps that the
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def open_stream(source: str | Path, split: str = "train", revision: str | None = None) -> Any:
-    """A ``datasets.IterableDataset`` over shards.
+    """Returns a ``datasets.IterableDataset`` over shards.
 
     Args:
         source: files by a shell pattern (``shards/*.tar``, ``*.parquet``, ``*.arrow``), a folder made by
@@ -40,7 +40,7 @@ def open_stream(source: str | Path, split: str = "train", revision: str | None =
         split, revision: of a Hub data set.
 
     Raises:
-        DataError: no such files, or of several kinds.
+        DataError: there are no such files, or files of several kinds.
     """
     import datasets
 
@@ -55,11 +55,11 @@ def open_stream(source: str | Path, split: str = "train", revision: str | None =
         )
     if files:
         return datasets.load_dataset(_BUILDERS[kinds.pop()], data_files={"train": files}, split="train", streaming=True)
-    if (found := hub_id(text)) is None:
+    if (data_set := hub_id(text)) is None:
         raise DataError(
             f"no shards {text}; give a pattern such as 'shards/*.parquet', or a Hub data set id (user/name)"
         )
-    return datasets.load_dataset(*found, split=split, revision=revision, streaming=True)
+    return datasets.load_dataset(*data_set, split=split, revision=revision, streaming=True)
 
 
 class StreamDataset(torch.utils.data.IterableDataset[tuple[Tensor, int, int]]):
@@ -71,14 +71,14 @@ class StreamDataset(torch.utils.data.IterableDataset[tuple[Tensor, int, int]]):
     Args:
         source, split, revision: see :func:`open_stream`.
         transform: PIL image to tensor.
-        classes: class numbers to train on ("0-9999"); all others are passed over. None: every class that the table's
+        classes: class numbers to train on ("0-9999"); all others are skipped. None: every class that the table's
             label feature names. Training and test classes of one table must be kept apart with this.
         seed, shuffle_buffer: rows are drawn from a buffer of this size, over shards in shuffled order.
         rank, num_replicas: of the processes.
 
     Raises:
         DataError: no image or label column; no class names and no ``classes``; when iterated, a table without
-            usable rows, or more than one broken image in a hundred (single ones are passed over, and logged by name).
+            usable rows, or more than one broken image in a hundred (single ones are skipped, and logged by name).
     """
 
     def __init__(

@@ -45,7 +45,7 @@ class _Member:
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header. tarfile takes a damaged one for the end of the archive; here it is an error."""
+    """A tar header. A damaged one is an error here, while tarfile takes it for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
@@ -119,7 +119,7 @@ def extract(
 
     path, target = Path(path), Path(target)
     hidden = target / ".extracting"
-    part = hidden / "not" / "whole"  # so deep that nobody looking for a benchmark finds half of one
+    part = hidden / "not" / "whole"  # so deep that no search for a benchmark finds half of one
     try:
         with path.open("rb") as raw:
             target.mkdir(parents=True, exist_ok=True)
@@ -166,8 +166,8 @@ def _unpack(
                 raise _refusal(path, member, f"is one more than {max_files:,} files")
             if declared > limit:
                 raise _refusal(path, member, _TOO_BIG)
-            if place := _place(path, member, target):
-                written += _write(path, member, part / place, limit - written)
+            if relative := _relative_path(path, member, target):
+                written += _write(path, member, part / relative, limit - written)
             bar.update(task, completed=raw.tell())
     if not any(part.iterdir()):
         raise EOFError("it holds no files")
@@ -177,8 +177,8 @@ def _refusal(path: Path, member: _Member, what: str, remedy: str = "get the offi
     return DataError(f"{path}: member {member.name!r} {what}; {remedy}")
 
 
-def _place(path: Path, member: _Member, target: Path) -> str:
-    """The member's place below the target, "" for what is left out; DataError where it must not be extracted."""
+def _relative_path(path: Path, member: _Member, target: Path) -> str:
+    """Returns a member's path below the target, "" for one to skip; raises DataError for one that is not allowed."""
     parts = [p for p in member.name.split("/") if p not in ("", ".")]
     if member.name.startswith("/") or ".." in parts or re.search(r"\\|\0|(^|/)[A-Za-z]:", member.name):
         raise _refusal(path, member, "would lie outside the folder")
@@ -191,13 +191,13 @@ def _place(path: Path, member: _Member, target: Path) -> str:
     return "/".join(parts)
 
 
-def _write(path: Path, member: _Member, place: Path, left: int) -> int:
+def _write(path: Path, member: _Member, destination: Path, left: int) -> int:
     """Writes a member, at most ``left`` bytes whatever it declares; returns how many."""
     written = 0
     try:
-        (place if member.kind == "folder" else place.parent).mkdir(parents=True, exist_ok=True)
+        (destination if member.kind == "folder" else destination.parent).mkdir(parents=True, exist_ok=True)
         if member.kind == "file":
-            with member.open() as source, place.open("xb") as file:
+            with member.open() as source, destination.open("xb") as file:
                 while chunk := source.read(_CHUNK):
                     written += len(chunk)
                     if written > left:

@@ -1,4 +1,4 @@
-"""Look at every image before a benchmark is used: what cannot be decoded, and what is in train and test alike."""
+"""Checks every image before a benchmark is used: which cannot be decoded, and which are in both train and test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Broken(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         images, classes: by split.
@@ -53,20 +53,20 @@ class Report:
         return not self.broken and not self.leaks
 
     def summary_of_broken(self, most: int = 10) -> str:
-        """How many images are broken, and the first of them by name and reason."""
+        """Returns how many images are broken, and the first of them by name and reason."""
         lines = "; ".join(f"{b.name} ({b.reason})" for b in self.broken[:most])
         rest = f"; and {len(self.broken) - most} more" if len(self.broken) > most else ""
         return f"{len(self.broken)} of {sum(self.images.values())} images cannot be read: {lines}{rest}"
 
     def without_broken(self, splits: Splits) -> Splits:
-        """The splits without the broken images; DataError where a class is left without any."""
+        """Returns the splits without the broken images; raises DataError if a class would be empty."""
         return replace(splits, train=self._kept(splits.train, "train"), test=self._kept(splits.test, "test"))
 
     def _kept(self, split: Split, name: str) -> Split:
-        gone = [b.row for b in self.broken if b.split == name]
-        if not gone:
+        broken = [b.row for b in self.broken if b.split == name]
+        if not broken:
             return split
-        rows = np.setdiff1d(np.arange(len(split)), gone)
+        rows = np.setdiff1d(np.arange(len(split)), broken)
         emptied = set(range(split.num_classes)) - set(split.labels[rows].tolist())
         if emptied:
             raise DataError(f"every image of class {split.class_names[min(emptied)]!r} is broken; remove that class")
@@ -79,8 +79,8 @@ class Report:
         )
 
 
-def _look(split: Split, index: int) -> tuple[bytes, int, str]:
-    """(fingerprint, shorter side, what is wrong) of one image."""
+def _checked(split: Split, index: int) -> tuple[bytes, int, str]:
+    """Returns (fingerprint, shorter side in pixels, why it is broken or "") of an image."""
     try:
         fingerprint = split.images.fingerprint(index)
         return fingerprint, min(split.images[index].size), ""
@@ -107,11 +107,11 @@ def check_splits(splits: Splits, progress: bool = True) -> Report:
         task = bar.add_task("checking images", total=sum(map(len, parts.values())))
         for key, split in parts.items():
             digest = hashlib.sha256(np.ascontiguousarray(split.labels, dtype="<i8").tobytes())
-            for index, (fingerprint, side, wrong) in enumerate(_in_chunks(pool, split)):
+            for index, (fingerprint, side, reason) in enumerate(_in_chunks(pool, split)):
                 bar.advance(task)
                 digest.update(fingerprint)
-                if wrong:
-                    broken.append(Broken(key, index, split.images.name(index), wrong))
+                if reason:
+                    broken.append(Broken(key, index, split.images.name(index), reason))
                     continue
                 sides.append(side)
                 copies += fingerprint in seen[key]
@@ -134,4 +134,4 @@ def check_splits(splits: Splits, progress: bool = True) -> Report:
 
 def _in_chunks(pool: ThreadPoolExecutor, split: Split) -> Iterable[tuple[bytes, int, str]]:
     for start in range(0, len(split), _CHUNK):
-        yield from pool.map(_look, repeat(split), range(start, min(start + _CHUNK, len(split))))
+        yield from pool.map(_checked, repeat(split), range(start, min(start + _CHUNK, len(split))))

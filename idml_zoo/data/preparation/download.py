@@ -1,6 +1,6 @@
-"""Official archives over HTTP: a cut connection costs only what is missing, and nothing unchecked gets the file's name.
+"""Official archives over HTTP: a cut download continues where it stopped, and only a checked file gets its name.
 
-What has arrived lies in ``<name>.part``, and what the server called that version in ``<name>.part.json``.
+``<name>.part`` holds the bytes that have arrived, ``<name>.part.json`` the server's headers of that version.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class _Cut(Exception):
 
 
 def verify_archive(path: str | Path, archive: Archive) -> None:
-    """Checks size, then checksum, as far as they are known.
+    """Checks a file's size, then its checksum, as far as the record has them.
 
     Raises:
-        DataError: the file cannot be read or is another one; the message names found and expected.
+        DataError: the file cannot be read or is another one; the message has the actual and the expected value.
     """
     try:
         problem = _mismatch(Path(path), archive)
@@ -62,7 +62,7 @@ def _mismatch(path: Path, archive: Archive) -> str:
 
 
 def fetch(archive: Archive, folder: str | Path, progress: bool = True, retries: int = 5, pause: float = 1.0) -> Path:
-    """The archive in ``folder``: the file that is there if it is whole, else downloaded.
+    """Returns the archive's path in ``folder``; downloads it unless a whole copy is there.
 
     Interrupted downloads (Ctrl-C, kill, full disk, no connection) are continued by the next call. Of processes that
     call at once, one downloads and the others wait for it. Proxies are those of the environment.
@@ -71,8 +71,8 @@ def fetch(archive: Archive, folder: str | Path, progress: bool = True, retries: 
         archive: what to get.
         folder: where to; made if missing.
         progress: show a bar.
-        retries: attempts in a row, after the first, that may bring nothing new, ≥ 0.
-        pause: seconds before the first of them; doubled for each further one.
+        retries: how many attempts in a row, after the first, may bring no new bytes, ≥ 0.
+        pause: seconds before the first retry; doubled for each further one.
 
     Returns:
         ``folder/name``, size and checksum checked.
@@ -143,7 +143,7 @@ def _download(archive: Archive, part: Path, progress: bool, retries: int, pause:
 
 
 def _state(part: Path) -> tuple[int, dict[str, Any]]:
-    """Bytes that have arrived, and of what; none where that is not known, for nothing can be added to them."""
+    """Returns the number of bytes that have arrived and the note on them; 0 without a readable note."""
     try:
         note = json.loads(_note(part).read_text(encoding="utf-8"))
         return part.stat().st_size, {"total": note["total"], "headers": {k: str(v) for k, v in note["headers"].items()}}
@@ -153,37 +153,37 @@ def _state(part: Path) -> tuple[int, dict[str, Any]]:
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """Around what reads from the network, so that its errors are told from those of the disk."""
+    """Turns errors of the network into :class:`_Cut`, so that they differ from those of the disk."""
     from http.client import HTTPException
 
     try:
         yield
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: an address that is none
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: an invalid address
         reason = getattr(error, "reason", None) or error
         raise _Cut(f"the connection failed ({reason or type(error).__name__})") from error
 
 
 def _ask(archive: Archive, have: int, headers: dict[str, str]) -> Any:
-    """The answer to a request for what is missing, also where it is an error."""
+    """Returns the answer to a request for the missing bytes, also if it is an HTTP error."""
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
-    asked = {"User-Agent": f"idml_zoo/{__version__}"}
+    request = {"User-Agent": f"idml_zoo/{__version__}"}
     if have:
-        asked["Range"] = f"bytes={have}-"
+        request["Range"] = f"bytes={have}-"
         etag, modified = headers.get("ETag", ""), headers.get("Last-Modified", "")
         same = modified if etag.startswith("W/") else etag or modified  # a weak ETag does not promise equal bytes
         if same:
-            asked["If-Range"] = same
+            request["If-Range"] = same
     with _network():
         try:
-            return urlopen(Request(str(archive.url), headers=asked), timeout=_TIMEOUT)
+            return urlopen(Request(str(archive.url), headers=request), timeout=_TIMEOUT)
         except HTTPError as error:
             return error
 
 
 def _attempt(archive: Archive, part: Path, report: Callable[[int, int | None], Any]) -> None:
-    """One request, for the rest of the part or for all of it; _Cut where another may do better."""
+    """Makes a request for the rest of the part or for all of it; raises _Cut where another attempt may succeed."""
     have, note = _state(part)
     if not (note["headers"] or archive.sha256 or archive.md5):
         have = 0  # nothing would tell that the rest is of the same version

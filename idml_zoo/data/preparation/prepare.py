@@ -1,4 +1,4 @@
-"""Writes the prepared copy of a benchmark, after every image has been looked at; its form is described in ``store``."""
+"""Writes the prepared copy of a benchmark after a check of every image; :mod:`idml_zoo.data.store` has its form."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def prepare(
 
     Args:
         benchmark: its record; its counts are checked.
-        splits: its images, from wherever they are.
-        root: the data root; the copy goes to ``<root>/prepared/<name>``, and replaces one that is there.
+        splits: its images.
+        root: the data root; the copy goes to ``<root>/prepared/<name>``, and replaces an existing one.
         skip_broken: leave images out that cannot be decoded (they are listed in the report and in the manifest),
             instead of refusing.
         allow_leaks: accept images that are in train and in test.
         progress: show a bar.
 
     Returns:
-        The folder and what was found.
+        The folder and the report of the check.
 
     Raises:
         DataError: broken images, the same image in train and test, wrong counts, no class to train on, no space, no
@@ -89,7 +89,7 @@ def _refuse(benchmark: Benchmark, report: Report, skip_broken: bool, allow_leaks
 
 
 def _put_in_place(part: Path, folder: Path) -> None:
-    """Renames the finished copy; one that was there is removed only once the new one stands."""
+    """Renames the finished copy; removes the old one only once the new one is in its place."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

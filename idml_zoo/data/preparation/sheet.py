@@ -1,4 +1,4 @@
-"""A contact sheet: what a benchmark looks like, as one picture."""
+"""A contact sheet: images of some classes of a benchmark as one picture."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MARGIN, _TEXT = 4, 16  # pixels
 
 
 def contact_sheet(split: Split, classes: int = 8, images: int = 8, size: int = 112, seed: int = 0) -> Image:
-    """One row for each of some classes, with its name above and some of its images, whole, on squares.
+    """Returns a picture with a row for each of some classes: its name above some of its images, whole, on squares.
 
-    Where the benchmark fixes who is a query, those have a red frame.
+    Queries have a red frame where the benchmark fixes them.
 
     Args:
         split: the images.
@@ -43,10 +43,10 @@ def contact_sheet(split: Split, classes: int = 8, images: int = 8, size: int = 1
         drawn = np.sort(np.random.default_rng([seed, int(label)]).permutation(members)[:images])
         draw.text((_MARGIN, top), f"{split.class_names[label]}  ({len(members)} images)", fill="black", font=font)
         for column, index in enumerate(drawn):
-            place = (_MARGIN + column * step, top + _TEXT)
+            corner = (_MARGIN + column * step, top + _TEXT)
             tile = ImageOps.pad(split.images[int(index)], (size, size), color="#dddddd")
-            sheet.paste(tile, place)
+            sheet.paste(tile, corner)
             is_query = split.queries is not None and bool(split.queries[index])
-            frame = (*place, place[0] + size - 1, place[1] + size - 1)
+            frame = (*corner, corner[0] + size - 1, corner[1] + size - 1)
             draw.rectangle(frame, outline="#d02020" if is_query else "#cccccc", width=2 if is_query else 1)
     return sheet

@@ -40,8 +40,8 @@ def load_cars196(root: Path) -> Splits:
 
 def _find(root: Path, name: str) -> Path | None:
     """A file anywhere up to two folders below root; the first in the order of paths."""
-    found = [p for pattern in (name, f"*/{name}", f"*/*/{name}") for p in sorted(root.glob(pattern))]
-    return found[0] if found else None
+    paths = [p for pattern in (name, f"*/{name}", f"*/*/{name}") for p in sorted(root.glob(pattern))]
+    return paths[0] if paths else None
 
 
 def _devkit(root: Path) -> tuple[Path, list[str], np.ndarray, dict[int, str]]:

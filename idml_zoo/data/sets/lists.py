@@ -13,10 +13,9 @@ from idml_zoo.data.split import Split
 
 
 def find_folder(root: Path, marker: str, is_it: Callable[[Path], bool] = Path.is_file) -> Path:
-    """The folder that holds ``marker``: ``root`` or one at most two levels below it, whatever its name.
+    """Returns the folder that holds ``marker``: ``root`` or one at most two levels below it, whatever its name.
 
-    Copies in circulation have folders called CUB-200-2011, Standford_Online_Products, cars and so on: the list file
-    inside is what tells.
+    Copies in circulation call it CUB-200-2011, Standford_Online_Products, cars and so on, so the list file decides.
 
     Raises:
         MissingDataError: there is none.
@@ -24,18 +23,20 @@ def find_folder(root: Path, marker: str, is_it: Callable[[Path], bool] = Path.is
     """
     patterns = (marker, f"*/{marker}", f"*/*/{marker}")
     for pattern in patterns:
-        found = sorted(p for p in root.glob(pattern) if is_it(p))
-        if len(found) > 1:
-            raise DataError(f"several {marker} under {root.resolve()}: {', '.join(map(str, found))}; give one's folder")
-        if found:
-            return found[0].parent
+        markers = sorted(p for p in root.glob(pattern) if is_it(p))
+        if len(markers) > 1:
+            raise DataError(
+                f"several {marker} under {root.resolve()}: {', '.join(map(str, markers))}; give one's folder"
+            )
+        if markers:
+            return markers[0].parent
     raise MissingDataError(
         f"no {marker} under {root.resolve()} (looked two folders deep); extract the official archive there"
     )
 
 
 def read_rows(path: Path, columns: int) -> list[list[str]]:
-    """Rows of a list file, split at white space; a byte-order mark and Windows line ends are accepted.
+    """Returns the rows of a list file, split at white space; a byte-order mark and Windows line ends are accepted.
 
     Raises:
         DataError: the file cannot be read, or a row has another number of columns.
@@ -54,7 +55,7 @@ def read_rows(path: Path, columns: int) -> list[list[str]]:
 
 
 def as_integers(values: Iterable[Any], path: Path) -> np.ndarray:
-    """``(N,)`` int64; DataError naming the file where a value is no integer."""
+    """Returns ``(N,)`` int64; raises DataError, naming the file, where a value is not an integer."""
     try:
         return np.array([int(v) for v in values], dtype=np.int64)
     except (TypeError, ValueError) as error:
@@ -62,7 +63,7 @@ def as_integers(values: Iterable[Any], path: Path) -> np.ndarray:
 
 
 def read_mat(path: Path) -> dict[str, Any]:
-    """The content of a MATLAB 5 file, squeezed; DataError where it is none."""
+    """Returns the content of a MATLAB 5 file, squeezed; raises DataError if it is not one."""
     from scipy.io import loadmat
 
     try:
@@ -78,7 +79,7 @@ def listed_split(
     class_names: dict[int, str] | None = None,
     queries: np.ndarray | None = None,
 ) -> Split:
-    """A split of listed files under ``base``, with labels made contiguous.
+    """Returns a split of listed files under ``base``, with labels made contiguous.
 
     Raises:
         DataError: files listed twice, missing or empty (how many, and the first of them); a path that leaves ``base``.
@@ -101,8 +102,8 @@ def listed_split(
             f"{len(absent)} of {len(paths)} listed images are missing or empty under {base}, the first is "
             f"{absent[0].relative_to(base)}; the copy is incomplete: extract the official archive again"
         )
-    known, contiguous = np.unique(labels, return_inverse=True)
-    titles = tuple((class_names or {}).get(int(k), str(int(k))) for k in known)
+    label_values, contiguous = np.unique(labels, return_inverse=True)
+    titles = tuple((class_names or {}).get(int(k), str(int(k))) for k in label_values)
     return Split(FileImages(paths), contiguous.astype(np.int64), titles, queries=queries)
 
 

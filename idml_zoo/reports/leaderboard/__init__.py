@@ -1,7 +1,8 @@
 """Makes the leaderboard's tables from result files and reported numbers. The same files give the same bytes.
 
 A leaderboard folder holds ``results/`` (written only by evaluation) and optionally ``reported.csv``. From them are
-generated ``README.md``, ``index.html`` and a CSV file for each benchmark. Neither needs torch; printing needs rich.
+generated ``README.md``, ``index.html`` and a CSV file for each benchmark. None of this needs torch; the table for the
+terminal needs rich.
 """
 
 from __future__ import annotations
