@@ -76,8 +76,12 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     gpus = torch.cuda.device_count()
     if gpus and gpus < processes:
         raise ValueError(f"--processes {processes} needs as many GPUs, and this machine has {gpus}")
-    threads = os.environ.get("OMP_NUM_THREADS", "1")  # else torch warns; the loop shares out the cores
-    variables = environment(OMP_NUM_THREADS=threads, **({} if gpus else {"ACCELERATE_USE_CPU": "true"}))
+    quiet = {
+        "OMP_NUM_THREADS": "1",  # else torch warns; the loop shares out the cores
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else it advises against find_unused_parameters, which the warm-up needs
+    }
+    variables = environment(**{k: os.environ.get(k, v) for k, v in quiet.items()})
+    variables |= {} if gpus else {"ACCELERATE_USE_CPU": "true"}
     words = ["--standalone", f"--nproc_per_node={processes}", str(recipes_folder() / "train.py"), *arguments]
     with patch_environment(**variables):
         logging.disable()  # the processes print the reason of a failure

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DynamoBackend, set_seed
 from filelock import FileLock, Timeout
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -110,6 +110,9 @@ def start_accelerator(config: Config) -> Accelerator:
     """
     hardware = config.hardware
     _check_launcher(hardware)
+    if hardware.compile.upper() not in list(DynamoBackend):
+        names = ", ".join(backend.value.lower() for backend in DynamoBackend)
+        raise ConfigError(f"compile must be one of {names}, got {hardware.compile!r}")
     try:
         accelerator = Accelerator(
             mixed_precision=hardware.mixed_precision,
@@ -124,6 +127,11 @@ def start_accelerator(config: Config) -> Accelerator:
             f"{torch.cuda.device_count()} GPUs; `idml-zoo train` without --processes takes one process"
         ) from error
     world = accelerator.num_processes
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > world:  # each would take itself for the only one
+        raise ConfigError(
+            f"{started} processes were started for GPUs, and this machine has {torch.cuda.device_count()}; on a CPU: "
+            f"idml-zoo train --processes {started}"
+        )
     if config.data.batch_size % (world * hardware.accumulate):
         pieces = f" × {hardware.accumulate} pieces (accumulate)" if hardware.accumulate > 1 else ""
         raise ConfigError(

@@ -8,7 +8,6 @@ Each case runs in a process of its own, for the allocator's setting holds for a 
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 CASES = {"plain": (False, False), "channels_last": (True, False), "keep memory": (False, True), "both": (True, True)}
 
@@ -16,7 +15,6 @@ CASES = {"plain": (False, False), "channels_last": (True, False), "keep memory":
 def measure(
     channels_last: bool, keep: bool, name: str = "tf_efficientnet_lite0", size: int = 128, batch: int = 64
 ) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
     import timm
     import torch
 

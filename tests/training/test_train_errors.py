@@ -54,6 +54,7 @@ def test_a_full_disk_costs_a_line_of_the_log_and_an_empty_log_is_begun_anew(tmp_
         ("ACCELERATE_MIXED_PRECISION", "bf16", "give it to the recipe: mixed_precision=bf16"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "give it to the recipe: compile=inductor"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "give it to the recipe: accumulate=4"),
+        ("WORLD_SIZE", "2", "2 processes were started for GPUs, and this machine has"),
     ],
 )
 def test_what_the_launcher_was_given_is_not_taken_silently(tmp_path, monkeypatch, capsys, name, value, message):
@@ -102,6 +103,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_reason_and_keeps_the_last_mode
         (["loss_options={margn: 3}"], "did you mean 'margin'"),
         (["backbone_trains=blocks("], "backbone_trains must be a regular expression"),
         (["proxy_lr_multiplier=-1"], "proxy_lr_multiplier must be 0 or more"),
+        (["compile=inductr"], "compile must be one of no, eager"),
         (["tracker=wandb"], "tracker=wandb needs its package"),
         (["backbone=test_vit", "backbone_options={qk_norm: true}"], "could be saved but not loaded"),
         (["stream=/nowhere/*.parquet", "steps_per_epoch=2"], "no shards /nowhere"),
