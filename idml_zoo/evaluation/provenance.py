@@ -91,6 +91,8 @@ def device_name(device: torch.device) -> str:
 def command() -> str:
     """Returns the command line of this process, with the program's path relative to the working directory."""
     program = sys.argv[0]
+    if Path(program).name == "__main__.py":  # python -m idml_zoo
+        return shlex.join(["idml-zoo", *sys.argv[1:]])
     try:
         program = str(Path(program).resolve().relative_to(Path.cwd()))
     except ValueError:
