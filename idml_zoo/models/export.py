@@ -102,11 +102,20 @@ def _import_onnx() -> None:
         raise ImportError(f"ONNX files need {error.name}: pip install 'idml-zoo[export]'", name=error.name) from error
 
 
+def _largest(features: Tensor, output_size: list[int]) -> Any:
+    """``adaptive_max_pool2d`` to one value for each channel, in operations that every exporter knows."""
+    if any(side != 1 for side in output_size):
+        return NotImplemented
+    return features.amax((-2, -1), keepdim=True), features.flatten(-2).argmax(-1)[..., None, None]
+
+
 def _write_onnx(program: Any, path: Path, model: IDMLModel) -> None:
     import onnx
 
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["semantic", "uncertainty"]}
     try:
+        # torch 2.7 has no ONNX function for it, and does not take it apart
+        program = program.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _largest})
         onnx_program = torch.onnx.export(program, (), None, dynamo=True, verbose=False, **names)
         assert onnx_program is not None
         onnx_program.save(path, external_data=False)

@@ -32,7 +32,8 @@ def _semantic_embedding(vector: Tensor, uncertainty: Tensor) -> Embedding:
 
 def _empty_layer(in_features: int, out_features: int) -> nn.Linear:
     """Returns a layer without first values, which the caller draws anyway: half the cost of a head."""
-    return nn.utils.skip_init(nn.Linear, in_features, out_features, device=torch.get_default_device())
+    here = torch.empty(0).device  # torch.get_default_device() of torch 2.7 does not see `with torch.device("meta")`
+    return nn.utils.skip_init(nn.Linear, in_features, out_features, device=here)
 
 
 def _semantic_layer(in_features: int, embedding_dim: int) -> nn.Linear:

@@ -174,6 +174,8 @@ def expected_tensors(
     Raises:
         WeightsError: the network cannot be built, or passes one of the limits of :mod:`idml_zoo.models.limits`.
     """
+    import timm  # noqa: F401 - not for the first time on "meta": what it imports of torch 2.7 fails there
+
     with torch.device("meta"):
         network = build_network(build, spec, config).eval()
     if not limits.lifted():
