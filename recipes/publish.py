@@ -11,7 +11,7 @@ model that is on the Hub already, with the same weights, is left alone.
 The half-precision weights are measured anew on the benchmark, whose data must be at hand. So the card has the numbers
 of the stored weights, not of those that they were rounded from.
 
-Both print the lines for PUBLISHED in idml_zoo/models/zoo.py.
+Both print the lines for PUBLISHED in idml_zoo/models/records.py.
 """
 
 from __future__ import annotations

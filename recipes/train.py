@@ -5,13 +5,13 @@
     accelerate launch recipes/train.py --config recipes/cub_resnet50.yaml benchmark=mine source=path/to/folder
 
 On one process `python recipes/train.py` does the same, and so does `idml-zoo train` of the installed package. Any key
-of idml_zoo/training/config/groups.py can be given as key=value.
+can be given as key=value; idml_zoo/training/config/ has them all, in groups.py and config.py.
 
-The recipes reproduce the authors' settings [C] with these decisions of ours:
+The recipes have the settings of the authors' code where it gave some, with these decisions of ours:
 
 - Batch-norm statistics stay frozen throughout. Its affine parameters train after the warm-up, which is what the
   released code does in effect.
-- The uncertainty head trains during the warm-up too; there it is frozen.
+- The uncertainty head trains during the warm-up too; in the authors' code it is frozen then.
 - The last epoch is measured, never the best one on the test set.
 - Clean and mixed images go through the network in one concatenated forward pass. Where batch-norm is frozen, that is
   the same as two passes.

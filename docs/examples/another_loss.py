@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 import idml_zoo
 from idml_zoo.data.images import ImageDataset
 from idml_zoo.data.loading.sampler import PKSampler
-from idml_zoo.evaluation.embed import embed
 from idml_zoo.losses.bridge import pack
 
 LOSSES = {"triplet": "TripletMarginLoss", "ntxent": "NTXentLoss", "multi_similarity": "MultiSimilarityLoss"}
@@ -55,10 +54,9 @@ def train(loss: Any, introspective: bool, args: argparse.Namespace) -> float:
             value.backward()
             optimizer.step()
             values.append(value.item())
-        print(
-            f"{'introspective' if introspective else 'plain'}, epoch {epoch + 1}: loss {sum(values) / len(values):.3f}"
-        )
-    test = embed(model, splits.test, model.transform, device="cpu", progress=False)
+        kind = "introspective" if introspective else "plain"
+        print(f"{kind}, epoch {epoch + 1}: loss {sum(values) / len(values):.3f}")
+    test = idml_zoo.embed(model, splits.test, device="cpu", progress=False)
     return idml_zoo.evaluate_embeddings(test, splits.test.labels, ks=(1,), cluster_seeds=())["recall@1"] or 0.0
 
 

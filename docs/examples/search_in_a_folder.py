@@ -38,7 +38,8 @@ def main(args: argparse.Namespace) -> None:
     limit = args.max_uncertainty
     if limit is None:
         limit = gallery.level.quantile(0.95).item()
-    near = idml_zoo.search(queries, gallery, k=min(args.k, len(gallery)), max_uncertainty=limit)
+    k = min(args.k, len(gallery))
+    near = idml_zoo.search(queries, gallery, k, metric=model.metric, max_uncertainty=limit)  # model.metric: the cosine
     assert near.declined is not None  # it is there whenever max_uncertainty is given
     print(f"{len(gallery)} images; queries with a level above {limit:.3g} are declined")
     for row, place in enumerate(kept_queries):

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 import idml_zoo
 from idml_zoo.data.images import ImageDataset
 from idml_zoo.data.loading.sampler import ShuffleSampler
-from idml_zoo.evaluation.embed import embed
 from idml_zoo.losses import create_criterion
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(groups, lr=args.lr)
 
     def report(when: str) -> None:
-        embedding = embed(model, splits.test, model.transform, device="cpu", progress=False)
+        embedding = idml_zoo.embed(model, splits.test, device="cpu", progress=False)
         metrics = idml_zoo.evaluate_embeddings(embedding, splits.test.labels, ks=(1,), cluster_seeds=())
         percent = {name: "–" if (v := metrics[name]) is None else f"{v:.1%}" for name in ("recall@1", "auroc_level")}
         print(f"{when}: Recall@1 {percent['recall@1']}, AUROC of the level {percent['auroc_level']}")

@@ -34,9 +34,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--backbone", help="timm model, for a head ('idml', 'semantic', 'features' = plain pooled features)"
     )
     parser.add_argument(
-        "--backbone-weights", choices=("none", "timm", "package"), default="none", help="for an untrained model"
+        "--backbone-weights",
+        choices=("none", "timm", "package"),
+        default="none",
+        help="pretrained weights of --backbone: of timm, or of an installed package (default: none)",
     )
-    parser.add_argument("--pooling", choices=("avg+max", "avg", "native"))
+    parser.add_argument(
+        "--pooling",
+        choices=("avg+max", "avg", "native"),
+        help="of the backbone's features (default: what the model was made with; avg+max for CNNs, native for ViTs)",
+    )
 
 
 def positive(text: str) -> int:
@@ -139,8 +146,8 @@ def add_images(parser: argparse.ArgumentParser, revision: str = "--revision") ->
         revision, dest="data_revision", help="commit of a Hub data set (default: the latest, which is recorded)"
     )
     parser.add_argument("--hub-split", help="train, test, train+test or all (default: all for a benchmark, else train)")
-    parser.add_argument("--image-column", default="image")
-    parser.add_argument("--label-column", default="label")
+    parser.add_argument("--image-column", default="image", help="of Parquet files and Hub data sets (default: image)")
+    parser.add_argument("--label-column", default="label", help="the same for class numbers (default: label)")
     parser.add_argument("--train-classes", help="of your own images: 0-99 (default: the first half)")
     parser.add_argument("--test-classes", help="of your own images: 100-199, or all (default: the others)")
 

@@ -55,7 +55,7 @@ def add_parsers(commands: Any) -> None:
     shown.add_argument(
         "--out", default="", metavar="FILE", help=f"{', '.join(_SUFFIXES)} (default: <name>-<split>.png)"
     )
-    shown.add_argument("--split", choices=("train", "test"), default="train")
+    shown.add_argument("--split", choices=("train", "test"), default="train", help="(default: train)")
     shown.add_argument("--classes", type=int, default=8, help="rows (default 8)")
     shown.add_argument("--images", type=int, default=8, help="columns (default 8)")
     shown.add_argument("--size", type=int, default=112, help="of each image, pixels (default 112)")

@@ -48,7 +48,7 @@ def _add_eval(commands: argparse._SubParsersAction[Any]) -> None:
         nargs="+",
         choices=SIMILARITIES,
         default=["cosine"],
-        help="a row for each; -introspective is added to the name of that one",
+        help="of the search, a row for each; the introspective one is named ROW-introspective (default: cosine)",
     )
     parser.add_argument(
         "--corruptions",
@@ -87,7 +87,7 @@ def _add_gallery(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--count", type=positive, default=12, help="queries of each section (default 12)")
     add_metric(parser)
     parser.add_argument("--map", choices=("pca", "umap"), default="pca", help="projection of the map (default: pca)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--seed", type=int, default=0, help="draws the sample of images (default 0)")
     add_compute(parser)
     parser.set_defaults(run=_gallery)
 

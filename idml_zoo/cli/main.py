@@ -32,7 +32,9 @@ def _add_list(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, 'idml_*_cub'")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="PATTERN", help="patterns to leave out")
     parser.add_argument("--pretrained", action="store_true", help="only models with published weights")
-    parser.add_argument("--what", choices=("models", "benchmarks", "variants"), default="models")
+    parser.add_argument(
+        "--what", choices=("models", "benchmarks", "variants"), default="models", help="(default: models)"
+    )
     parser.set_defaults(run=_list)
 
 

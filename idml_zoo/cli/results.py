@@ -28,7 +28,7 @@ def add_parsers(commands: Any) -> None:
     show.set_defaults(run=_show)
     diff = actions.add_parser("diff", help="two rows side by side, with the interval of their difference")
     diff.add_argument("first", type=Path, help="a row's folder or one seed's JSON")
-    diff.add_argument("second", type=Path)
+    diff.add_argument("second", type=Path, help="the same")
     diff.add_argument("--draws", type=positive, default=2000, help="of the paired bootstrap (default 2000)")
     diff.set_defaults(run=_diff)
     validate = actions.add_parser("validate", help="read every result file, and the values of every query beside it")

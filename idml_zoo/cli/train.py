@@ -29,13 +29,14 @@ _SWEEP = """examples:
   idml-zoo sweep --config cub_resnet50 variant=idml seed=0,1,2 --dry-run
 
 A key with several values, separated by commas, is a dimension of the grid. A run is skipped where a result file has its
-recipe. Each GPU gets one run at a time; without a GPU, --jobs runs share the cores.
+recipe. Each GPU gets one run at a time; without a GPU, --jobs runs share the cores. Results and tables go to
+runs/leaderboard, or to leaderboard=FOLDER.
 """
 _STUDY = """examples:
   idml-zoo study glyphs --dry-run                     what is done, chosen and missing
   idml-zoo study recipes/studies/cub2010.yaml --jobs 2
 
-Started again, it goes on. The page "Training" of the documentation describes studies.
+Started again, it does what is missing. docs/training.md describes studies.
 """
 _REPEAT = """examples:
   idml-zoo repeat leaderboard/results/glyphs/idml-test_resnet-64px-tuned/seed0.json
@@ -62,15 +63,23 @@ def add_parsers(commands: Any) -> None:
     one = _parser(commands, "study", "tune variants alike on held-out classes, then measure each of them", _STUDY)
     one.add_argument("study", type=Path, help="YAML file, or short name of a stored study: glyphs")
     _add_jobs(one, "runs/study/NAME")
-    one.add_argument("--leaderboard", default="runs/leaderboard", help="(default: runs/leaderboard)")
+    one.add_argument(
+        "--leaderboard", default="runs/leaderboard", help="folder for results and tables (default: runs/leaderboard)"
+    )
     one.set_defaults(run=_study)
 
     one = _parser(commands, "repeat", "train a row again from the recipe in its result file, and compare", _REPEAT)
     one.add_argument("result", type=Path, help="result file of one seed")
     one.add_argument("--root", help="folder that holds the data (default: as in the recipe)")
-    one.add_argument("--within", type=float, default=0.0, metavar="POINTS", help="largest difference (default 0)")
-    one.add_argument("--trust", action="store_true", help="let the recipe name images, folders and the Hub")
-    one.add_argument("--out", type=Path, default=Path("runs/repeat"), help="(default: runs/repeat)")
+    one.add_argument(
+        "--within", type=float, default=0.0, metavar="POINTS", help="largest difference that passes (default 0)"
+    )
+    one.add_argument(
+        "--trust", action="store_true", help="for your own results: the recipe may name images, folders and the Hub"
+    )
+    one.add_argument(
+        "--out", type=Path, default=Path("runs/repeat"), help="folder of the new run (default: runs/repeat)"
+    )
     one.set_defaults(run=_repeat)
 
 
