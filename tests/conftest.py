@@ -33,6 +33,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     del os.environ["IDML_ZOO_CACHE"]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives each process a share of its own, so that fixtures are made once; at the end it takes from the others."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
