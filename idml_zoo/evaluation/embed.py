@@ -132,7 +132,7 @@ def embed(
     return embed_split(model, as_split(images), transform or model.transform, compute, share)
 
 
-def as_split(images: Any) -> Any:
+def as_split(images: Any) -> Split | Unlabelled:
     """Returns a split as it is; files, a folder or PIL images as images that belong to no class."""
     from PIL.Image import Image
 

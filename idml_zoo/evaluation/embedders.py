@@ -102,9 +102,7 @@ def as_embedder(model: Any, transform: TransformConfig | None = None, name: str 
         return OwnModel(model, None, name)
     if not callable(model):
         raise TypeError(f"a model must be callable or have encode(images), got {type(model).__name__}")
-    transform_of_model = getattr(model, "transform", None)
     if transform is None:
-        transform = (
-            transform_of_model if isinstance(transform_of_model, TransformConfig) else TransformConfig.of_network(model)
-        )
+        stored = getattr(model, "transform", None)
+        transform = stored if isinstance(stored, TransformConfig) else TransformConfig.of_network(model)
     return OwnModel(model, transform, name)

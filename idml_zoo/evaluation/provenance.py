@@ -103,7 +103,7 @@ def command() -> str:
 def training_record(model: Any) -> TrainingRecord:
     """Returns what a model says itself of where its weights come from; "unknown" of a model that says nothing."""
     if origin := getattr(model, "origin", None):
-        about = origin.about(model)
-        return TrainingRecord(**{k: v for k, v in about.items() if k != "training"}, description=about["training"])
+        record: TrainingRecord = origin.training_record(model)
+        return record
     source = getattr(model, "backbone_source", "unknown")
     return TrainingRecord(variant="unknown" if source == "unknown" else "none", pretrained=source)

@@ -21,7 +21,7 @@ from idml_zoo.data.transforms import TransformConfig, build_transforms
 from idml_zoo.metric import TAU
 from idml_zoo.models import limits, probe
 from idml_zoo.models.files import CONFIG, Spec, WeightsError, check_spec, parse_config, write_model
-from idml_zoo.results import CHECKPOINTS
+from idml_zoo.results import CHECKPOINTS, TrainingRecord
 
 
 class SavableModel(Protocol):
@@ -80,24 +80,20 @@ class Origin:
         sums = tensor_sums(model)
         return len(sums) == len(self.sums) and np.allclose(self.sums, sums, rtol=1e-9, atol=1e-9)
 
-    def about(self, model: SavableModel) -> dict[str, Any]:
-        """Returns what a result file says of the model: arguments of :func:`idml_zoo.evaluate`."""
-        meta = self.spec.meta
+    def training_record(self, model: SavableModel) -> TrainingRecord:
+        """Returns what a result says of the training of ``model``, which was loaded from these weights."""
         if not self.still(model):
-            return {
-                "pretrained": f"begun from weights {self.sha256[:12]} of {self.source}",
-                "variant": "unknown",
-                "checkpoint": "last",
-                "weights_sha256": None,
-                "training": "",
-            }
-        return {
-            "pretrained": str(meta.get("pretrained", "unknown")),
-            "variant": str(meta.get("variant", "unknown")),
-            "checkpoint": meta.get("checkpoint") if meta.get("checkpoint") in CHECKPOINTS else "last",
-            "weights_sha256": self.sha256,
-            "training": "weights of its own" if self.revision is None else f"weights of {self.source}@{self.revision}",
-        }
+            return TrainingRecord(
+                pretrained=f"begun from weights {self.sha256[:12]} of {self.source}", checkpoint="last"
+            )
+        meta, checkpoint = self.spec.meta, self.spec.meta.get("checkpoint")
+        return TrainingRecord(
+            variant=str(meta.get("variant", "unknown")),
+            pretrained=str(meta.get("pretrained", "unknown")),
+            checkpoint=checkpoint if checkpoint in CHECKPOINTS else "last",
+            description="weights of its own" if self.revision is None else f"weights of {self.source}@{self.revision}",
+            weights_sha256=self.sha256,
+        )
 
 
 def save(

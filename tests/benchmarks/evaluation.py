@@ -82,8 +82,8 @@ def contend(name: str, folder: Path) -> dict[str, object]:
         import torch
 
         import idml_zoo
-        from idml_zoo.evaluation import knn
         from idml_zoo.evaluation.kmeans import kmeans
+        from idml_zoo.retrieval import knn
 
         bank = idml_zoo.Embedding(torch.from_numpy(x), torch.from_numpy(np.load(folder / "uncertainty.npy")))
         before = peak()

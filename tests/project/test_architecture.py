@@ -1,6 +1,7 @@
 """Imports point down the layers, and importing is cheap."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -158,3 +159,17 @@ for old, new in {MOVED!r}.items():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert len(MOVED) > 30
+
+
+def test_benchmarks_import_what_is_there():
+    """They are run by hand, so nobody else would see a stale import."""
+    missing = []
+    for path in (ROOT / "tests" / "benchmarks").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "idml_zoo":
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    name = f"{node.module}.{alias.name}"
+                    if not hasattr(module, alias.name) and importlib.util.find_spec(name) is None:
+                        missing.append(f"{path.name}: {name}")
+    assert missing == []
