@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from idml_zoo.reliability.risk import Limit
 
 # How far ‖ŝ‖ may lie from 1: rounding of a normalisation, by dtype.
 _NORM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -184,12 +188,19 @@ class Neighbours:
         scores: ``(N, k)`` float32, larger is nearer: the cosine, or minus the introspective distance.
         excludes_self: whether queries and gallery were the same images, each query removed from its own list.
         declined: ``(N,)`` bool, queries too uncertain to be answered; None where nothing was declined.
+        confidence: ``(N,)`` float32 in [0, 1], probability that the nearest neighbour is of the query's class; None where
+            it was not asked for.
+        unknown: ``(N,)`` float32 in [0, 1], score that the query's class is not in the gallery; None as above.
+        limit: what ``declined`` promises, and on which assumption; None without a limit on the risk.
     """
 
     indices: Tensor
     scores: Tensor
     excludes_self: bool = False
     declined: Tensor | None = None
+    confidence: Tensor | None = None
+    unknown: Tensor | None = None
+    limit: Limit | None = None
 
     def __post_init__(self) -> None:
         if self.indices.ndim != 2 or self.indices.dtype != torch.int64:

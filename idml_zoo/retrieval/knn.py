@@ -10,12 +10,16 @@ with α and falls with β = ‖u_q + u_g‖ ≤ ‖u_q‖ + ‖u_g‖, so the se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from idml_zoo.metric import Metric, accepts_similarity_and_tau, as_metric
 from idml_zoo.registry import unknown_name
+from idml_zoo.reliability.reliability import Reliability
+from idml_zoo.retrieval.answer_features import LISTED
+from idml_zoo.retrieval.answers import Judge
 from idml_zoo.retrieval.scan import Scan, ordered
 from idml_zoo.types import Embedding, Neighbours, RetrievalTask
 
@@ -44,6 +48,10 @@ def search(
     exclude_self: bool = False,
     backend: str = "auto",
     max_uncertainty: float | None = None,
+    confidence: bool = False,
+    gallery_labels: Tensor | None = None,
+    reliability: Reliability | None = None,
+    max_risk: float | None = None,
 ) -> Neighbours:
     """Finds the k nearest gallery images of each query, exactly, in memory that is linear in the number of images.
 
@@ -57,28 +65,40 @@ def search(
         backend: of the scan; all give the same answer. "half" (bfloat16, on a GPU float16) or "float32" products, or
             "auto": half where the machine is faster at it.
         max_uncertainty: abstain: queries with a level ‖u‖ above it are marked in ``declined``.
+        confidence: also say how far each answer is to be believed; at least 50 neighbours are then looked at.
+        gallery_labels, reliability, max_risk: for the confidence, see :func:`~idml_zoo.assess`; each asks for it.
 
     Returns:
         Neighbours, nearest first; equal scores by ascending gallery index. Scores are the cosine, or −D.
 
     Raises:
-        ValueError: k out of range, widths that differ, NaN, inf, or semantic vectors without unit norm.
+        ValueError: k out of range, widths that differ, NaN, inf, or semantic vectors without unit norm; labels that do
+            not belong to the gallery.
         UnknownNameError: unknown similarity or backend.
+        ReliabilityError, RiskNotReachable: see :func:`~idml_zoo.assess`.
     """
     metric = as_metric(metric)
     _check_search(queries, gallery, k, exclude_self, backend, max_uncertainty)
+    judge, listed = None, k
+    if confidence or any(x is not None for x in (gallery_labels, reliability, max_risk)):
+        judge = Judge.of(len(gallery), gallery_labels, reliability, max_risk)
+        listed = min(max(k, LISTED), len(gallery) - exclude_self)
     (q, query_u), (g, gallery_u) = (_tensors(e, metric) for e in (queries, gallery))
     scan = Scan(g, gallery_u, metric.tau, scan_dtype(backend, q.device))
     everyone = torch.arange(len(queries), device=queries.device)
-    indices = torch.empty(len(queries), k, dtype=torch.int64)
-    scores = torch.empty(len(queries), k)
+    indices = torch.empty(len(queries), listed, dtype=torch.int64)
+    scores = torch.empty(len(queries), listed)
     for rows in _blocks(everyone, len(gallery)):
         u = None if query_u is None else query_u[rows]
-        nearest = scan.nearest(q[rows], k, u, rows if exclude_self else None)
+        nearest = scan.nearest(q[rows], listed, u, rows if exclude_self else None)
         block = slice(int(rows[0]), int(rows[-1]) + 1)
         indices[block], scores[block] = nearest[0].cpu(), nearest[1].cpu()
     declined = None if max_uncertainty is None else (queries.level > max_uncertainty).cpu()
-    return Neighbours(indices, scores, exclude_self, declined)
+    near = Neighbours(indices, scores, exclude_self, declined)
+    if judge is None:
+        return near
+    near = judge.judge(queries, gallery, near)
+    return replace(near, indices=indices[:, :k].contiguous(), scores=scores[:, :k].contiguous())
 
 
 def _check_search(

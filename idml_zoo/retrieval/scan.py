@@ -170,8 +170,7 @@ class Scan:
         bounds = self._bound(inside, error[:, None], level[:, None], highest[tiles][:, :, None]).flatten(1)
         best = bounds.topk(min(bounds.shape[1], k + self.slack))
         position = tiles.gather(1, best.indices // TILE) * TILE + best.indices % TILE
-        rows = torch.arange(len(q), device=position.device)[:, None].expand_as(position)
-        scores = self._score(q, u, rows.flatten(), position.flatten()).view_as(position)
+        scores = self._listed_scores(q, u, position)
         scores.masked_fill_(best.values == -torch.inf, -torch.inf)
         indices, scores = (t[:, :k] for t in ordered(self.order[position], scores))
         # what was not scored may still be nearer than the k-th, up to its bound
@@ -243,6 +242,24 @@ class Scan:
             row, column = rows[part], self.order[position[part]]
             query_u, gallery_u = (None if t is None else t[i] for t, i in ((u, row), (self.uncertainty, column)))
             out[part] = exact_scores(q[row], self.gallery[column], query_u, gallery_u, self.tau)
+        return out
+
+    def _listed_scores(self, q: Tensor, u: Tensor | None, position: Tensor) -> Tensor:
+        """Returns ``(B, c)`` exact scores of B queries and c gallery images each: :meth:`_score`, bit for bit, but the
+        queries are not gathered, which takes most of its time."""
+        count, dim = position.shape[1], q.shape[1]
+        out = torch.empty(position.shape, device=position.device)
+        step = max(1, _GATHERED // (dim * count))
+        for start in range(0, len(q), step):
+            part = slice(start, start + step)
+            columns = self.order[position[part].flatten()]
+            products = self.gallery.index_select(0, columns).double().view(-1, count, dim)
+            score = products.mul_(q[part].double()[:, None]).sum(2)
+            if u is not None and self.uncertainty is not None:
+                sums = self.uncertainty.index_select(0, columns).double().view(-1, count, u.shape[1])
+                beta = torch.linalg.vector_norm(sums.add_(u[part].double()[:, None]), dim=2)
+                score = minus_distance(score, beta, self.tau)
+            out[part] = score
         return out
 
     def _settled(

@@ -1,0 +1,187 @@
+"""fit_reliability: how far the answers of one's own model, on one's own kind of images, are to be believed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from idml_zoo.metric import Metric, as_metric
+from idml_zoo.registry import unknown_name
+from idml_zoo.reliability.errors import ReliabilityError
+from idml_zoo.reliability.logistic import Logistic
+from idml_zoo.reliability.reliability import Form, Reliability, default
+from idml_zoo.reliability.risk import UNITS, RiskTable
+from idml_zoo.retrieval.answer_features import LABEL_FREE, LABELLED, LISTED, UNCERTAINTY, answer_features
+from idml_zoo.retrieval.knn import search
+from idml_zoo.types import Embedding, RetrievalTask
+
+COEFFICIENTS = ("auto", "fitted", "default")
+_ENOUGH_QUERIES, _ENOUGH_CLASSES = 1000, 20  # of the half that coefficients are fitted on
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Answers whose truth is known.
+
+    Attributes:
+        features: ``(N,)`` float32 each, by name, of :func:`~idml_zoo.retrieval.answer_features.answer_features`.
+        right: ``(N,)`` bool, whether the nearest neighbour is of the query's class.
+        known: ``(N,)`` bool, whether that class is in the gallery at all.
+        classes: ``(N,)`` int64 class of each query.
+    """
+
+    features: Mapping[str, np.ndarray]
+    right: np.ndarray
+    known: np.ndarray
+    classes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    def __getitem__(self, kept: np.ndarray) -> Outcomes:
+        features = {n: v[kept] for n, v in self.features.items()}
+        return Outcomes(features, self.right[kept], self.known[kept], self.classes[kept])
+
+
+def outcomes(task: RetrievalTask, metric: Metric | str = "cosine", removed: np.ndarray | None = None) -> Outcomes:
+    """Returns the answers to all queries, with their features in both forms and their truth.
+
+    Args:
+        task: queries, gallery and their labels.
+        metric: of the search.
+        removed: classes whose images leave the gallery: their queries are then unknown. None: none leave, and queries
+            whose class is not in the gallery are left out.
+
+    Raises:
+        ValueError: fewer than two images in the gallery or one class only; NaN or inf.
+    """
+    query_labels, gallery_labels = task.query_labels.cpu(), task.gallery_labels.cpu()
+    kept = torch.ones(len(gallery_labels), dtype=torch.bool)
+    if removed is not None:
+        kept = ~torch.isin(gallery_labels, torch.as_tensor(removed))
+    labels = gallery_labels[kept]
+    if len(labels.unique()) < 2 or len(labels) < 2:
+        raise ReliabilityError(
+            f"the gallery has {len(labels)} images of {len(labels.unique())} classes; at least two of each are needed"
+        )
+    gallery = task.gallery if removed is None else task.gallery[kept.nonzero().squeeze(1).to(task.gallery.device)]
+    whole = task.same_images and removed is None
+    own = task.same_images and removed is not None  # a query whose class stays must not find itself
+    most = len(labels) - task.same_images
+    indices = search(task.queries, gallery, min(LISTED, most) + own, metric, exclude_self=whole).indices
+    if own:
+        row = torch.where(kept, kept.cumsum(0) - 1, -1)
+        itself = indices == row[:, None]
+        itself[~itself.any(1), -1] = True  # those that are not in the gallery leave out the last
+        indices = indices[~itself].view(len(indices), -1)
+    features = answer_features(task.queries, gallery, indices, labels, whole)
+    right = labels[indices[:, 0]] == query_labels
+    known = torch.isin(query_labels, labels)
+    # an image that is alone in its class has nothing to find, and is not what "unknown" means either
+    _, member, count = gallery_labels.unique(return_inverse=True, return_counts=True)
+    counted = count[member] > 1 if task.same_images else torch.isin(query_labels, gallery_labels)
+    truth = Outcomes(features, right.numpy(), known.numpy(), query_labels.numpy())
+    return truth[counted.numpy()]
+
+
+def half_of(classes: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Returns half of the distinct classes, drawn by sha256, which no new version of a generator can change."""
+    distinct = np.unique(classes)
+    order = sorted(distinct, key=lambda c: hashlib.sha256(f"idml_zoo/half/{seed}/{int(c)}".encode()).digest())
+    return np.array(order[: len(order) // 2], dtype=np.int64)
+
+
+def fit_forms(closed: Outcomes, opened: Outcomes, weights: tuple[np.ndarray, np.ndarray] | None = None) -> Reliability:
+    """Fits the estimators of both forms.
+
+    Args:
+        closed: answers in a gallery that has every query's class.
+        opened: answers in one that lacks half of them.
+        weights: ``(N,)`` of the queries of each; None: all 1.
+    """
+    on_closed, on_opened = weights or (None, None)
+    forms = []
+    for names in (LABEL_FREE + LABELLED + UNCERTAINTY, LABEL_FREE + UNCERTAINTY):
+        confidence = Logistic.fit(closed.features, names, closed.right, on_closed)
+        forms.append(Form(confidence, Logistic.fit(opened.features, names, ~opened.known, on_opened)))
+    return Reliability(*forms)
+
+
+def calibrated(reliability: Reliability, answers: Outcomes, unit: str, note: str = "") -> Reliability:
+    """Returns the reliability with limits that hold for answers like these, in both forms."""
+    forms = []
+    for labelled in (True, False):
+        form = reliability.form(labelled)
+        confidence, _ = form.assess(answers.features)
+        forms.append(replace(form, risk=RiskTable.of(confidence, ~answers.right, answers.classes, unit)))
+    note = note or f"{len(answers)} queries of {len(np.unique(answers.classes))} classes"
+    return replace(reliability, labelled=forms[0], label_free=forms[1], calibrated_on=note)
+
+
+def fit_reliability(
+    images: Embedding | RetrievalTask,
+    labels: Any = None,
+    *,
+    metric: Metric | str = "cosine",
+    coefficients: str = "auto",
+    unit: str = "classes",
+    note: str = "",
+) -> Reliability:
+    """Returns confidence and limits for one's own embedding, from labelled images that it was not trained on.
+
+    Half of the classes, drawn by their numbers, fit the coefficients; the other half calibrates the limits, so that
+    these are not judged on what they were fitted to. Where that leaves too little, the default coefficients stay and all
+    classes calibrate.
+
+    Args:
+        images: embedding of N images, each of which queries the others; or a :class:`~idml_zoo.RetrievalTask` of queries
+            and a gallery. Of classes that the model was not trained on, or its confidence will be too high.
+        labels: ``(N,)`` integer classes of an embedding; None with a task.
+        metric: of the searches that it will be used for.
+        coefficients: "fitted", "default", or "auto": fitted where half of the classes are at least 20 with 1,000 queries,
+            some right and some wrong.
+        unit: what counts as one draw. "classes": the limits hold for new classes; "queries": for new images of these
+            classes, with the exact binomial test.
+        note: what the calibration set is, in words of yours, at most 200 characters.
+
+    Raises:
+        ValueError: labels of another number; one class only; NaN or inf; fewer than 2 images.
+        ReliabilityError: "fitted" with too little, or nothing but right or wrong answers.
+        UnknownNameError: other coefficients or another unit.
+    """
+    for kind, value, known in (("coefficients", coefficients, COEFFICIENTS), ("unit", unit, UNITS)):
+        if value not in known:
+            raise unknown_name(kind, value, known)
+    task, metric = _task(images, labels), as_metric(metric)
+    answers = outcomes(task, metric)
+    if not len(answers):
+        raise ReliabilityError("no query has another image of its class in the gallery: nothing can be right")
+    fits = half_of(answers.classes)
+    fitting = np.isin(answers.classes, fits)
+    enough = fitting.sum() >= _ENOUGH_QUERIES and len(fits) >= _ENOUGH_CLASSES
+    varied = answers.right[fitting].any() and not answers.right[fitting].all()
+    if coefficients == "default" or (coefficients == "auto" and not (enough and varied)):
+        return calibrated(default(), answers, unit, note)
+    opened = outcomes(task, metric, removed=half_of(fits, seed=1))
+    fitted = fit_forms(answers[fitting], opened[np.isin(opened.classes, fits)])
+    words = f"{fitting.sum()} queries of {len(fits)} classes" + (f" of {note}" if note else "")
+    return calibrated(replace(fitted, fitted_on=words[:200]), answers[~fitting], unit, note)
+
+
+def _task(images: Embedding | RetrievalTask, labels: Any) -> RetrievalTask:
+    """Returns the task of the arguments of :func:`fit_reliability`."""
+    if isinstance(images, RetrievalTask):
+        if labels is not None:
+            raise ValueError("a RetrievalTask has its labels: leave out the argument labels")
+        return images
+    if labels is None:
+        raise ValueError("labels are needed: one class for each image, to know which answers are right")
+    labels = torch.as_tensor(labels)
+    if labels.is_floating_point() or labels.ndim != 1:
+        raise ValueError(f"labels must be (N,) integers, got {labels.dtype} of shape {tuple(labels.shape)}")
+    return RetrievalTask.of(images, labels.long())
