@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from idml_zoo.models.model import IDMLModel
     from idml_zoo.models.zoo import create_model, create_transforms, list_models
     from idml_zoo.registry import benchmarks
+    from idml_zoo.reliability.errors import ReliabilityError, RiskNotReachable
+    from idml_zoo.reliability.reliability import Reliability
     from idml_zoo.reports.card import model_card
     from idml_zoo.results import TrainingRecord
+    from idml_zoo.retrieval.answers import assess
+    from idml_zoo.retrieval.fit import fit_reliability
     from idml_zoo.retrieval.knn import search
     from idml_zoo.similarity import cosine, introspective_distance, introspective_similarity, released_similarity
     from idml_zoo.types import Embedding, Neighbours, RetrievalTask
@@ -36,15 +40,20 @@ _PUBLIC = {
     "Metric": "metric",
     "Neighbours": "types",
     "benchmarks": "registry",
+    "assess": "retrieval.answers",
     "cosine": "similarity",
     "create_model": "models.zoo",
     "create_transforms": "models.zoo",
     "MeasuredSplit": "evaluation.embed",
+    "Reliability": "reliability.reliability",
+    "ReliabilityError": "reliability.errors",
     "RetrievalTask": "types",
+    "RiskNotReachable": "reliability.errors",
     "TrainingRecord": "results",
     "embed": "evaluation.embed",
     "evaluate": "evaluation.protocol",
     "evaluate_embeddings": "evaluation.measure",
+    "fit_reliability": "retrieval.fit",
     "introspective_distance": "similarity",
     "introspective_similarity": "similarity",
     "list_models": "models.zoo",
@@ -63,9 +72,13 @@ __all__ = [
     "MeasuredSplit",
     "Metric",
     "Neighbours",
+    "Reliability",
+    "ReliabilityError",
     "RetrievalTask",
+    "RiskNotReachable",
     "TrainingRecord",
     "__version__",
+    "assess",
     "benchmarks",
     "cosine",
     "create_model",
@@ -73,6 +86,7 @@ __all__ = [
     "embed",
     "evaluate",
     "evaluate_embeddings",
+    "fit_reliability",
     "introspective_distance",
     "introspective_similarity",
     "list_models",

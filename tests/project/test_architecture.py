@@ -17,6 +17,7 @@ LAYERS = {
     "registry": 0,
     "files": 0,
     "metric": 1,
+    "reliability": 1,
     "types": 0,
     "results": 0,
     "variants": 0,
