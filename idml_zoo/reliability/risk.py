@@ -147,9 +147,7 @@ class RiskTable:
             w = np.bincount(member[kept], weights=wrong[kept], minlength=len(labels))
             worst = int(w.argmax())
             sums = (float((w * w).sum()), float((w * a).sum()), float((a * a).sum()))
-            shares.append(
-                Share(float(threshold), int(a.sum()), int(w.sum()), *sums, int(w[worst]), int(a[worst]))
-            )
+            shares.append(Share(float(threshold), int(a.sum()), int(w.sum()), *sums, int(w[worst]), int(a[worst])))
         return cls(len(score), len(labels), unit, tuple(shares))
 
     def limit(self, max_risk: float, confidence: float = 0.9) -> Limit:
