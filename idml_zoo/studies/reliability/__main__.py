@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import track
 
 from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
@@ -78,7 +79,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def _write(path: Path, figures: Mapping[str, Any]) -> None:
     commit, dirty = code_state()
     about = {"command": command(), "commit": commit, "dirty": dirty, "created": utc_now(), "versions": versions()}
-    about["device"] = device_name("cpu")
+    about["device"] = device_name(torch.device("cpu"))
     write_file(path, json.dumps({"provenance": about, "figures": dict(figures)}, indent=1, sort_keys=True) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What is measured of confidence: AUROC under resampled classes, calibration, and how often a limit breaks its promise."""
+"""What is measured of confidence: AUROC under resampled classes, calibration, and how often a promise is broken."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def fitted_elsewhere(answers: Outcomes, features: Sequence[str]) -> np.ndarray:
 
 
 def what_level_adds(answers: Outcomes, features: Sequence[str]) -> dict[str, Any]:
-    """Returns what ‖u‖ of query and neighbour adds to the AUROC of an estimator fitted on the other half of the classes."""
+    """Returns what ‖u‖ adds to the AUROC of an estimator that was fitted on the other half of the classes."""
     plain = [n for n in features if n not in UNCERTAINTY]
     scores = {
         "with": -fitted_elsewhere(answers, [*plain, *UNCERTAINTY]),
@@ -115,7 +115,7 @@ def what_level_adds(answers: Outcomes, features: Sequence[str]) -> dict[str, Any
 
 
 def calibration(confidence: np.ndarray, answers: Outcomes) -> dict[str, float]:
-    """Returns the expected calibration error of a confidence as it is, and its mean minus the share of right answers."""
+    """Returns the expected calibration error of a confidence as it is, and its mean minus the share that is right."""
     error = probability_error(confidence.astype(np.float64), answers.right)
     return {"ece": round(error, 5), "bias": round(float(confidence.mean() - answers.right.mean()), 5)}
 
@@ -140,7 +140,7 @@ def promises(
         splits: number of halves, drawn with numpy's frozen ``RandomState(0)``.
 
     Returns:
-        By risk: ``answered``: mean share of the other half's queries that are answered; ``broken``: share of the splits in
+        By risk: ``answered``: mean share of the other half that is answered; ``broken``: share of the splits in
         which more of these were wrong than promised; ``reached``: share of the splits with a limit at all.
     """
     random, classes = np.random.RandomState(0), np.unique(answers.classes)

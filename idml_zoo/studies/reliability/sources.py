@@ -54,7 +54,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Embedded:
-    """An embedding with the ``(N,)`` int64 classes of its images; ``queries``: of the same images made worse, or None."""
+    """An embedding with the ``(N,)`` int64 classes of its images; ``queries``: of the images made worse, or None."""
 
     embedding: Embedding
     labels: Tensor
