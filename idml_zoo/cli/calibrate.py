@@ -39,9 +39,9 @@ _EXAMPLES = """examples:
   idml-zoo calibrate features mine --source photos --backbone resnet50 --backbone-weights timm --unit queries
 
 The test classes of the images are embedded, and each image asks for its nearest others. Half of the classes fit the
-coefficients where there are enough of them, the other half calibrates the limits; with fewer, the package's coefficients
-stay and all classes calibrate. The classes must not be those that the model was trained on: those look surer than new ones
-are.
+coefficients where there are enough of them, the other half calibrates the limits; with fewer, the package's
+coefficients stay and all classes calibrate. The classes must not be those that the model was trained on: it is surer of
+those than of new ones.
 
 What is written is used by
   idml_zoo.search(queries, gallery, k=50, reliability=idml_zoo.Reliability.load("reliability.json"), max_risk=0.1)
@@ -54,8 +54,8 @@ def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="learn from labelled images how far a model's answers are believed, and when to decline",
-        description="Fits the confidence of a model's answers to images with labels, and finds from which confidence on "
-        "at most 5, 10 or 20 %% of the answers are wrong.",
+        description="Fits the confidence of a model's answers to images with labels, and finds from which confidence "
+        "on at most 5, 10 or 20 %% of the answers are wrong.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -73,7 +73,7 @@ def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
         "--coefficients",
         choices=("auto", "fitted", "default"),
         default="auto",
-        help="of the confidence: fitted to these images, the package's, or fitted where they are enough (default: auto)",
+        help="of the confidence: fitted to these images, the package's, or fitted if these are enough (default: auto)",
     )
     parser.add_argument("--note", type=_note, help="what the images are, in your words (default: name and similarity)")
     parser.add_argument(
@@ -164,7 +164,7 @@ def _print(out: Console, reliability: Reliability) -> None:
     if limits:
         out.print(limits[0].assumption)
     else:
-        out.print("None of these risks can be promised. More images of more classes, or a better model, allow less risk.")
+        out.print("None of these risks can be promised. More images of more classes, or a better model, allow less.")
     out.print(
         "warning: the classes must not be those that the model was trained on, or confidence is too high and no limit "
         "holds",

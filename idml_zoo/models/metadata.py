@@ -1,7 +1,7 @@
 """What a configuration keeps in ``meta`` and this package gives a meaning: the temperature and the reliability.
 
-Both lie in ``meta`` and not beside it, so that the format keeps its number: every version that reads format 2 loads such a
-file, and one that does not know a key keeps it as a value that was saved with the weights.
+Both lie in ``meta`` and not beside it, so that the format keeps its number: every version that reads format 2 loads
+such a file, and one that does not know a key keeps it as a value that was saved with the weights.
 """
 
 from __future__ import annotations
@@ -56,6 +56,6 @@ def _reliability(value: Any, name: str) -> Reliability | None:
         return Reliability.from_dict(value)
     except ReliabilityError as error:
         raise ReliabilityError(
-            f"'meta' has a reliability that cannot be used ({error}); delete the key {RELIABILITY} there, or fit it again "
-            "with idml-zoo calibrate"
+            f"'meta' has a reliability that cannot be used ({error}); delete the key {RELIABILITY} there, or fit it "
+            "again with idml-zoo calibrate"
         ) from error

@@ -179,9 +179,10 @@ def _reliability(reliability: Reliability | None) -> list[str]:
     if risk is None:
         return [text + "It was not calibrated, so it has no limits on the risk."]
     return [
-        f"{text}Limits on the risk (`max_risk=`): calibrated on {_words(reliability.calibrated_on) or 'unnamed images'}, "
-        f"{risk.queries:,} queries of {risk.classes:,} classes. They hold for later {risk.unit} that are drawn as these "
-        "were, searched by the same model in a gallery of the same kind and size, and for no others."
+        f"{text}Limits on the risk (`max_risk=`): calibrated on "
+        f"{_words(reliability.calibrated_on) or 'unnamed images'}, {risk.queries:,} queries of {risk.classes:,} "
+        f"classes. They hold for later {risk.unit} that are drawn as these were, searched by the same model "
+        "in a gallery of the same kind and size, and for no others."
     ]
 
 

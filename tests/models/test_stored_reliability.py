@@ -1,4 +1,4 @@
-"""A reliability travels in a model's configuration: the same numbers again, and nothing that a stranger wrote does harm."""
+"""A reliability in a model's configuration: the same numbers come back, and a stranger's do no harm."""
 
 import copy
 import json
@@ -190,7 +190,7 @@ HOSTILE = {
     "huge list": (damaged(*ESTIMATOR, "weights", value=[0.0] * 100_000), "lists of at most 64 values"),
     "more weights than features": (damaged(*ESTIMATOR, "weights", value=[0.0]), "one mean, scale and weight per"),
     "no features": (
-        damaged(*ESTIMATOR, value=dict.fromkeys(("features", "mean", "scale", "weights"), []) | {"intercept": 0}),
+        damaged(*ESTIMATOR, value={n: [] for n in ("features", "mean", "scale", "weights")} | {"intercept": 0}),
         "one mean, scale and weight per feature",
     ),
     "weight of words": (damaged(*ESTIMATOR, "weights", 0, value="1"), "a number that is not finite"),
