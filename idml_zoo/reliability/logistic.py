@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,7 +38,7 @@ class Logistic:
         if len(counts) != 1 or counts == {0}:
             raise ReliabilityError(f"an estimator needs one mean, scale and weight per feature, got {sorted(counts)}")
         numbers = (*self.mean, *self.scale, *self.weights, self.intercept)
-        if not all(isinstance(v, (int, float)) and math.isfinite(v) and abs(v) <= _LARGEST for v in numbers):
+        if not all(isinstance(v, (int, float)) and abs(v) <= _LARGEST for v in numbers):  # NaN is not, either
             raise ReliabilityError(f"an estimator holds a number that is not finite, or beyond ±{_LARGEST:g}")
         if min(self.scale) <= 0:
             raise ReliabilityError(f"an estimator's scales must be positive, got {min(self.scale)}")

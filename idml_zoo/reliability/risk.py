@@ -27,6 +27,7 @@ from idml_zoo.reliability.errors import ReliabilityError, RiskNotReachable
 
 COVERAGES = tuple(i / 20 for i in range(1, 21))
 UNITS = ("classes", "queries")
+_MOST = 1e30  # beyond any sum of squares; a whole number of a file may be too large for a float
 _TOLERATED = 2  # wrong answers that the first share must be able to bear, or one mislabelled image would end the chain
 
 
@@ -235,7 +236,7 @@ def _is_share(row: Any) -> bool:
     """Whether these are the numbers of a :class:`Share`."""
     if not isinstance(row, list) or len(row) != 8 or not all(type(v) in (int, float) for v in row):
         return False
-    if not all(math.isfinite(v) for v in row) or not all(type(row[i]) is int for i in (1, 2, 6, 7)):
+    if not all(abs(v) < _MOST for v in row) or not all(type(row[i]) is int for i in (1, 2, 6, 7)):
         return False
     threshold, answered, wrong, *sums, worst_wrong, worst_answered = row
     return (

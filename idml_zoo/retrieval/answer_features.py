@@ -93,11 +93,8 @@ def answer_features(
         (Margin and posterior: as in the k-nearest-neighbour classifiers of the literature. The rest: ours.)
     """
     indices = indices[:, :LISTED].to(queries.device)
-    labels = None if gallery_labels is None else gallery_labels.to(queries.device)
-    sizes = None
-    if labels is not None:
-        labels = labels.unique(return_inverse=True)[1]
-        sizes = torch.bincount(labels) - int(excludes_self)
+    labels = None if gallery_labels is None else gallery_labels.to(queries.device).unique(return_inverse=True)[1]
+    sizes = None if labels is None else torch.bincount(labels) - int(excludes_self)
     parts: list[Tensor] = []
     rows_at_once = max(1, _HELD // max(1, indices.shape[1]))
     for start in range(0, len(indices), rows_at_once):
