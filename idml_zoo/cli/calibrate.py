@@ -18,7 +18,6 @@ from idml_zoo.cli.arguments import (
     open_model,
 )
 from idml_zoo.reliability.errors import ReliabilityError, RiskNotReachable
-from idml_zoo.reliability.risk import UNITS
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +63,7 @@ def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
     add_metric(parser)
     parser.add_argument(
         "--unit",
-        choices=UNITS,
+        choices=("classes", "queries"),
         default="classes",
         help="what one draw is: 'classes' for limits that hold for new classes, 'queries' for new images of these "
         "(default: classes)",

@@ -13,6 +13,7 @@ from idml_zoo.cli import calibrate
 from idml_zoo.cli.main import build_parser, main
 from idml_zoo.files import sha256_of
 from idml_zoo.reliability.reliability import default
+from idml_zoo.reliability.risk import UNITS
 from idml_zoo.retrieval.fit import COEFFICIENTS, half_of
 
 
@@ -186,7 +187,8 @@ def test_the_examples_of_the_help_are_commands(capsys):
         assert build_parser().parse_args(shlex.split(line)).run is calibrate._calibrate
 
 
-@pytest.mark.parametrize("coefficients", COEFFICIENTS)
-def test_every_way_to_coefficients_has_its_word(coefficients):
-    args = build_parser().parse_args(["calibrate", "m", "b", "--coefficients", coefficients])
-    assert args.coefficients == coefficients
+@pytest.mark.parametrize(("option", "words"), [("coefficients", COEFFICIENTS), ("unit", UNITS)])
+def test_every_choice_of_fit_reliability_has_its_word(option, words):
+    assert len(words) > 1
+    for word in words:
+        assert getattr(build_parser().parse_args(["calibrate", "m", "b", f"--{option}", word]), option) == word
