@@ -12,7 +12,7 @@ from PIL import Image
 import idml_zoo
 from idml_zoo.cli.main import main
 from idml_zoo.data.errors import DataError
-from idml_zoo.reports import photos
+from idml_zoo.reports import photo_index, photos
 from idml_zoo.retrieval.knn import search
 
 MODEL = "idml_test_resnet_glyphs"
@@ -48,7 +48,9 @@ def test_the_answers_are_those_of_the_search(model, album, tmp_path):
     declined = photos.ask(index, ["mine"], one, max_uncertainty=answer.level / 2)[0].declined
     assert declined and not photos.ask(index, ["mine"], one, max_uncertainty=answer.level * 2)[0].declined
     assert len(photos.ask(index, ["mine"], one, k=99)[0].neighbours) == 13
-    near = [photos.Answer(n, v, n == "a", ((o, 0.9, 1.0),)) for n, v, o in (("a", 5.0, "b"), ("b", 0.1, "a"))]
+    near = [
+        photos.Answer(n, v, n == "a", ((o, 0.9, 1.0),), v / 9, 0.1) for n, v, o in (("a", 5.0, "b"), ("b", 0.1, "a"))
+    ]
     assert [a.name for a in photos.sections(near, 9)["Most alike"]] == ["b"], "a declined one hides no pair"
     with pytest.raises(ValueError, match="k = 0"):
         photos.ask(index, ["mine"], one, k=0)
@@ -58,8 +60,8 @@ def test_an_index_embeds_only_what_is_new(model, album, tmp_path, monkeypatch):
     file = tmp_path / "album.index"
     photos.index_photos(model, album, progress=False)[0].save(file)
     seen = []
-    real = photos.decode
-    monkeypatch.setattr(photos, "decode", lambda stream, name: seen.append(name) or real(stream, name))
+    real = photo_index.decode
+    monkeypatch.setattr(photo_index, "decode", lambda stream, name: seen.append(name) or real(stream, name))
     old = photos.PhotoIndex.load(file)
     again, _ = photos.index_photos(model, album, old, progress=False)
     assert not seen and again.names == old.names and torch.equal(again.embedding.semantic, old.embedding.semantic)
