@@ -143,7 +143,8 @@ def _print_answers(parts: dict[str, list[Answer]], count: int, notes: list[str])
     for heading, answers in parts.items():
         out.print(f"{heading}, of {count:,} photographs", style="bold")
         for answer in answers:
-            out.print("  ".join([answer.name, *in_words(answer)]))
+            declined = [f"declined: {answer.reason}"] if answer.declined else []
+            out.print("  ".join([answer.name, *in_words(answer), *declined]))
             for name, score, level in () if answer.declined else answer.neighbours:
                 out.print(f"  {score:6.3f}  {name}  level {level:.3g}")
     for note in notes:

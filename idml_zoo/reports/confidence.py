@@ -8,8 +8,8 @@ from idml_zoo.reliability.risk import Limit
 def percent(confidence: float) -> str:
     """Returns a probability in [0, 1] as "92 %"; what is nearly certain is not rounded to certainty."""
     if confidence < 0.005:
-        return "under 1 %"
-    return "over 99 %" if confidence >= 0.995 else f"{100 * confidence:.0f} %"
+        return "<1 %"
+    return ">99 %" if confidence >= 0.995 else f"{100 * confidence:.0f} %"
 
 
 def sureness(confidence: float, unsure: bool = False) -> str:

@@ -45,6 +45,10 @@ PERHAPS_UNKNOWN = 0.5  # from this score on, more likely nothing of its kind is 
 FEW = 50  # photographs; the confidence looks at so many neighbours, and among fewer is often far too high
 _SIDE = 160  # pixels of a picture on the page
 NOT_SURE, _TOO_UNCERTAIN = "not sure", "too uncertain"  # why an answer is declined
+_STYLE = """.query figcaption { white-space: normal; overflow-wrap: anywhere; }
+.query figcaption::first-line { font-weight: 600; }
+.unanswered { color: var(--soft); margin: 4.5rem 0 0; }
+"""
 
 
 @dataclass(frozen=True)
@@ -163,13 +167,11 @@ def _answers(index: PhotoIndex, names: Sequence[str], query_levels: Sequence[flo
 
 
 def in_words(answer: Answer) -> list[str]:
-    """Returns what is said of a query: how sure its answer is, the hint where there is one, the level; and "declined"."""
+    """Returns what is said of a query: how sure its answer is, the hint where there is one, and the level."""
     unsure = answer.reason == NOT_SURE
     words = [sureness(answer.confidence, unsure), f"level {answer.level:.3g}"]
     if answer.hint:
         words.insert(1, f"{'but ' if answer.confidence >= 0.5 and not unsure else ''}{answer.hint}")
-    if answer.declined:
-        words.append("declined" if unsure else f"declined: {answer.reason}")
     return words
 
 
@@ -249,4 +251,4 @@ shows the same kind of thing, if any does. The level is the uncertainty ‖u‖ 
 neighbour is the {measure}.</p>
 """
     intro += "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
-    return document(title, PICTURE_STYLE, intro + "".join(body), pictures=True)
+    return document(title, PICTURE_STYLE + _STYLE, intro + "".join(body), pictures=True)
