@@ -112,24 +112,16 @@ def choose(
     if len(embedding) != len(split):
         raise ValueError(f"{len(embedding)} embeddings but {len(split)} images")
     task = split.task(embedding)
-    neighbours = search(
-        task.queries,
-        task.gallery,
-        min(k, len(task.gallery) - task.same_images),
-        metric,
-        exclude_self=task.same_images,
-        gallery_labels=task.gallery_labels,
-        reliability=reliability,
-        max_risk=max_risk,
-    )
+    how: dict[str, Any] = {"gallery_labels": task.gallery_labels, "reliability": reliability, "max_risk": max_risk}
+    most = min(k, len(task.gallery) - task.same_images)
+    neighbours = search(task.queries, task.gallery, most, metric, exclude_self=task.same_images, **how)
     assert neighbours.confidence is not None  # asked for, by the labels
     hit = task.gallery_labels[neighbours.indices] == task.query_labels[:, None]
     counted = (positives(task.query_labels, task.gallery_labels, task.same_images) > 0).numpy()
     wrong = ~hit[:, 0].numpy()
-    level = embedding.level.float()
     surest = np.argsort(-neighbours.confidence.numpy(), kind="stable")
     sections = {"Most confident mistakes": [i for i in surest if wrong[i] and counted[i]][:count]}
-    if float(level.max() - level.min()) > 0:
+    if float(embedding.level.max() - embedding.level.min()) > 0:
         uncertain = np.argsort(-task.queries.level.float().numpy(), kind="stable")
         sections["Most uncertain images"] = [i for i in uncertain if counted[i]][:count]
     drawn = np.random.RandomState(seed).permutation(np.flatnonzero(counted))[:count]
