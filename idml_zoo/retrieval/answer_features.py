@@ -1,7 +1,7 @@
 """What the neighbourhood of a query says of its answer: numbers from the list of neighbours and their vectors alone.
 
-Nothing else of the gallery is read, so that the cost does not grow with it and any engine that lists neighbours will do.
-In place of a second search (of each nearest neighbour's own list), the nearest neighbour is compared with the other
+Nothing else of the gallery is read, so that the cost does not grow with it and any engine that lists neighbours will
+do. In place of a second search (of each nearest neighbour's own list), the nearest neighbour is compared with the other
 neighbours of the query: its own ten nearest among these stand for its list.
 """
 
@@ -61,34 +61,40 @@ def answer_features(
         queries, gallery: embeddings of N and M images.
         indices: ``(N, k)`` their neighbours, nearest first; 50 are looked at, fewer say less.
         gallery_labels: ``(M,)`` int64 classes; None for the features that need none.
-        excludes_self: whether queries and gallery are the same images: a query then counts for no class.
+        excludes_self: whether the queries are images of the gallery that were left out of their own lists: every class
+            then counts one image less.
 
     Returns:
-        ``(N,)`` float32 arrays by name; s₁ ≥ … ≥ s_k are the cosines of the query with its neighbours, g₁ the nearest.
+        ``(N,)`` float32 arrays by name, never NaN. s₁, …, s_k are the cosines of the query with its neighbours in the
+        order of the list, from the nearest, g₁; r is the largest of them minus the smallest, at least 10⁻⁶. Where the
+        list is shorter than a place, its last counts; of equally similar ones, the first in the list.
 
         Without labels:
 
-        - ``distance``: √(2 − 2s₁); ``log_range``: ln(s₁ − s_k);
+        - ``distance``: √(2 − 2s₁); ``log_range``: ln r;
         - ``distance_ratio``, ``close_distance_ratio``: of the distance of the first to that of the last, and the tenth;
         - ``gap_2``, ``gap_10``: s₁ − s₂ and s₁ − s₁₀;
-        - ``overlap``: log odds of the share of g₁'s ten nearest among the neighbours that are the query's nearest too;
+        - ``overlap``: log odds of the share of g₁'s ten nearest in the list that are the query's ten nearest too;
         - ``kinship``: s₁ minus the similarity of g₁ and the tenth of these;
-        - ``log_rank``: ln of the query's rank among g₁'s neighbours;
-        - ``cohesion``: mean similarity of g₁ with its ten nearest, minus that of the query with its own.
+        - ``log_rank``: ln of the query's rank from 1 among g₁'s neighbours;
+        - ``cohesion``: mean similarity of g₁ with its ten nearest, minus that of the query with its own after g₁.
+
+        The last four are 0 where g₁ is the only neighbour.
 
         With labels, *agreeing* means of the class of g₁:
 
-        - ``margin``: s₁ minus the similarity of the first that does not agree; ``relative_margin``: over s₁ − s_k;
-          ``log_first_other``: ln of its place, from 0, at least 1;
+        - ``margin``: s₁ minus the similarity of the first that does not agree, or of the last; ``relative_margin``:
+          over r; ``log_first_other``: ln of the number before it;
         - ``posterior_40``: log odds of the share of exp(40 s) that agrees; ``posterior_3``, ``posterior_5``: of
-          exp(t·s/(s₁ − s_k));
-        - ``class_agreement``, ``class_precision``: log odds of the share that agrees among as many as the class has images
-          in the gallery, and of MAP@R for that class;
+          exp(t·s/r) with t = 3 and 5;
+        - ``class_agreement``, ``class_precision``: log odds of the share that agrees among as many as the class has
+          images in the gallery (R), and of MAP@R for that class;
         - ``agreement_3``, ``agreement_10``: log odds of the share of the first that agrees;
-        - ``purity``, ``class_purity``: the same among g₁'s ten nearest, and among as many as its class has.
+        - ``purity``, ``class_purity``: the same among g₁'s ten nearest, and its R − 1 nearest; 0 where g₁ is the only
+          neighbour. (Log odds are bounded: of 0.02 + 0.96·share.)
 
-        Where one of the images has an uncertainty: ``query_level``, ``nearest_level``: share of the gallery with a lower
-        level ‖u‖, minus one half; else 0.
+        ``query_level``, ``nearest_level``: share of the gallery with a level ‖u‖ below that of the query and of g₁,
+        minus one half; 0 where all of the gallery has the same level.
 
         (Margin and posterior: as in the k-nearest-neighbour classifiers of the literature. The rest: ours.)
     """
@@ -98,19 +104,26 @@ def answer_features(
     if labels is not None:
         labels = labels.unique(return_inverse=True)[1]
         sizes = torch.bincount(labels) - int(excludes_self)
-    parts: list[Tensor] = []
-    rows_at_once = max(1, _HELD // max(1, indices.shape[1]))
-    for start in range(0, len(indices), rows_at_once):
-        near = indices[start : start + rows_at_once]
-        cos, kin = _similarities(queries.semantic.detach()[start : start + len(near)], gallery.semantic.detach(), near)
-        columns = _label_free(cos, kin)
-        if labels is not None and sizes is not None:
-            classes = labels[near]
-            columns += _labelled(cos, kin, classes == classes[:, :1], sizes[classes[:, 0]])
-        parts.append(torch.stack(columns))
     names = LABEL_FREE + (LABELLED if labels is not None else ())
-    values = torch.cat(parts, 1).cpu().numpy() if parts else np.empty((len(names), 0), dtype=np.float32)
+    parts = [torch.empty(len(names), 0)]
+    asked, vectors = queries.semantic.detach(), gallery.semantic.detach()
+    rows_at_once = max(1, _HELD // indices.shape[1])
+    for start in range(0, len(indices), rows_at_once):
+        block = slice(start, start + rows_at_once)
+        parts.append(_columns(asked[block], vectors, indices[block], labels, sizes).cpu())
+    values = torch.cat(parts, 1).numpy()
     return dict(zip(names, values, strict=True)) | _levels(queries, gallery, indices)
+
+
+def _columns(asked: Tensor, vectors: Tensor, indices: Tensor, labels: Tensor | None, sizes: Tensor | None) -> Tensor:
+    """Returns the ``(F, B)`` features of B queries, but for their levels, in the order of their names."""
+    cos, kin = _similarities(asked, vectors, indices)
+    kinship, places = _by_kinship(kin)
+    columns = _label_free(cos, kinship, places)
+    if labels is not None and sizes is not None:
+        classes = labels[indices]
+        columns += _labelled(cos, places, classes == classes[:, :1], sizes[classes[:, 0]])
+    return torch.stack(columns)
 
 
 def _similarities(asked: Tensor, vectors: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +149,7 @@ def _distance(cos: Tensor) -> Tensor:
 
 
 def _range(cos: Tensor) -> Tensor:
-    return (cos[:, 0] - cos[:, -1]).clamp(min=_LEAST)
+    return (cos.amax(1) - cos.amin(1)).clamp(min=_LEAST)  # by another metric, the first need not be the largest
 
 
 def _at(values: Tensor, place: int) -> Tensor:
@@ -144,14 +157,19 @@ def _at(values: Tensor, place: int) -> Tensor:
     return values[:, min(place, values.shape[1]) - 1]
 
 
-def _own_nearest(kin: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the similarities of the nearest neighbour with its own close ones, and their places in the list."""
-    close = kin.topk(min(CLOSE, kin.shape[1]), dim=1)
-    return close.values, close.indices + 1
+def _by_kinship(kin: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the similarities of the nearest neighbour with the others, largest first, and the places of these."""
+    ordered = kin.sort(dim=1, descending=True, stable=True)
+    return ordered.values, ordered.indices + 1
 
 
-def _label_free(cos: Tensor, kin: Tensor) -> list[Tensor]:
-    """Returns the columns of :data:`LABEL_FREE`, ``(B,)`` each, of ``(B, k)`` and ``(B, k − 1)`` similarities."""
+def _label_free(cos: Tensor, kinship: Tensor, places: Tensor) -> list[Tensor]:
+    """Returns the columns of :data:`LABEL_FREE`, ``(B,)`` each.
+
+    Args:
+        cos: ``(B, k)`` similarities of the query.
+        kinship, places: ``(B, k − 1)`` of :func:`_by_kinship`.
+    """
     first, distance = cos[:, 0], _distance(cos)
     columns = [
         distance[:, 0],
@@ -161,23 +179,23 @@ def _label_free(cos: Tensor, kin: Tensor) -> list[Tensor]:
         first - _at(cos, 2),
         first - _at(cos, CLOSE),
     ]
-    if kin.shape[1] == 0:  # nothing to compare the nearest with
+    if kinship.shape[1] == 0:  # nothing to compare the nearest with
         return [*columns, *(torch.zeros_like(first) for _ in range(4))]
-    nearest, places = _own_nearest(kin)
+    nearest = kinship[:, :CLOSE]
     return [
         *columns,
-        _log_odds((places < CLOSE).float().mean(1)),
+        _log_odds((places[:, :CLOSE] < CLOSE).float().mean(1)),
         first - nearest[:, -1],
-        (1 + (kin > first[:, None]).sum(1)).float().log(),
+        (1 + (kinship > first[:, None]).sum(1)).float().log(),
         nearest.mean(1) - cos[:, 1 : CLOSE + 1].mean(1),
     ]
 
 
-def _labelled(cos: Tensor, kin: Tensor, agrees: Tensor, size: Tensor) -> list[Tensor]:
+def _labelled(cos: Tensor, places: Tensor, agrees: Tensor, size: Tensor) -> list[Tensor]:
     """Returns the columns of :data:`LABELLED`, ``(B,)`` each.
 
     Args:
-        cos, kin: as of :func:`_label_free`.
+        cos, places: as of :func:`_label_free`.
         agrees: ``(B, k)`` whether a neighbour is of the class of the first.
         size: ``(B,)`` images of that class in the gallery.
     """
@@ -187,7 +205,7 @@ def _labelled(cos: Tensor, kin: Tensor, agrees: Tensor, size: Tensor) -> list[Te
     margin = first - cos.gather(1, place[:, None]).squeeze(1)
     columns = [margin, margin / spread, place.clamp(min=1).float().log()]
     for temperature in (torch.full_like(spread, 40.0), 3 / spread, 5 / spread):
-        weight = torch.exp(temperature[:, None] * (cos - cos[:, :1]))
+        weight = torch.exp(temperature[:, None] * (cos - cos.amax(1, keepdim=True)))
         columns.append(_log_odds((weight * agrees).sum(1) / weight.sum(1)))
     size = size.clamp(1, k)
     count = agrees.float().cumsum(1)
@@ -197,11 +215,10 @@ def _labelled(cos: Tensor, kin: Tensor, agrees: Tensor, size: Tensor) -> list[Te
     columns += [_log_odds(_at(count, n) / min(n, k)) for n in (3, CLOSE)]
     if k == 1:
         return [*columns, *(torch.zeros_like(first) for _ in range(2))]
-    places = _own_nearest(kin)[1]
-    columns.append(_log_odds(agrees.gather(1, places).float().mean(1)))
-    by_kinship = agrees.gather(1, kin.argsort(dim=1, descending=True, stable=True) + 1).float().cumsum(1)
+    agreeing = agrees.gather(1, places).float().cumsum(1)
     mates = (size - 1).clamp(1, k - 1)
-    return [*columns, _log_odds(by_kinship.gather(1, mates[:, None] - 1).squeeze(1) / mates)]
+    columns.append(_log_odds(_at(agreeing, CLOSE) / min(k - 1, CLOSE)))
+    return [*columns, _log_odds(agreeing.gather(1, mates[:, None] - 1).squeeze(1) / mates)]
 
 
 def _levels(queries: Embedding, gallery: Embedding, indices: Tensor) -> dict[str, np.ndarray]:
