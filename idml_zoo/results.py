@@ -13,26 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2  # 1 had no cost, no corruptions and no trained
+from idml_zoo.metric_names import CORRELATIONS, COSTS, ERROR_SCORES, METRICS, OPEN_SET, SEVERITIES
+
+SCHEMA = 3  # 1 had no cost, no corruptions and no trained; 2 no open set
 # 1 clustered by faiss or scikit-learn, and left ties to the rounding of a matrix product; 2 cut queries of one
-# calibrated probability into bins in the order of the images, and had no margin where one class filled the list
-PROTOCOL = 3
-# In [-1, 1]; every other metric is a fraction in [0, 1].
-CORRELATIONS = frozenset({"spearman_severity"})
-METRICS = (
-    *("r_precision", "map@r"),
-    *("nmi", "nmi_std", "ami", "ami_std", "f1", "f1_std"),
-    *(
-        f"{metric}_{score}"
-        for metric in ("auroc", "aurc", "eaurc", "ece")
-        for score in ("level", "top1_similarity", "margin", "semantic_norm")
-    ),
-    "spearman_severity",
-)
+# calibrated probability into bins in the order of the images, and had no margin where one class filled the list; 3 knew
+# no posterior, agreement, spread and confidence, and no coverage at a risk
+PROTOCOL = 4
 _RECALL = re.compile(r"recall@[1-9]\d*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a benchmark or a row: they are folders
-COSTS = ("gmacs", "images_per_second", "bytes_per_image")
-SEVERITIES = ("1", "2", "3", "4", "5")
 CHECKPOINTS = ("none", "last", "validation", "test")
 
 
@@ -188,6 +177,8 @@ class Result:
         cost: ``gmacs``, ``images_per_second``, ``bytes_per_image``, as far as known (of the parameters see the model).
         corruptions: by corruption, then severity "1" to "5": ``recall@1`` and mean ``level`` of corrupted queries that
             are searched in the clean gallery.
+        open_set: of queries half of whose classes are not in the gallery, by score: AUROC for "class unknown"
+            (``unknown``) and for "any wrong answer" (``wrong``), mean and standard deviation over five splits.
         per_query: arrays of length ``queries``, kept beside the JSON, never inside.
         queries_sha256: of that file.
     """
@@ -205,6 +196,7 @@ class Result:
     statistics: dict[str, float] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     corruptions: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    open_set: dict[str, dict[str, float]] = field(default_factory=dict)
     queries_sha256: str | None = None
     schema: int = SCHEMA
     per_query: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -220,6 +212,8 @@ class Result:
         """Returns the file's text, the same for equal results."""
         plain = dataclasses.asdict(dataclasses.replace(self, per_query={}))
         del plain["per_query"]
+        if not self.open_set:
+            del plain["open_set"]
         if self.protocol.tau is None:  # as files before it was recorded are, byte for byte
             del plain["protocol"]["tau"]
         if not self.provenance.upgraded:
@@ -268,6 +262,10 @@ def _check(r: Result) -> None:
             ok = severity in SEVERITIES and set(point) == {"recall@1", "level"}
             ok = ok and all(math.isfinite(v) and v >= 0 for v in point.values()) and point["recall@1"] <= 1
             _require(ok, f"corruptions.{name}.{severity} must hold recall@1 in [0, 1] and a level, got {point!r}")
+    for name, point in r.open_set.items():
+        ok = name in ERROR_SCORES and set(point) == set(OPEN_SET)
+        ok = ok and all(type(v) in (int, float) and 0 <= v <= 1 for v in point.values())
+        _require(ok, f"open_set.{name} must hold {', '.join(OPEN_SET)} in [0, 1] of a score, got {point!r}")
     for name in ("versions", "seconds", "trained", "upgraded"):
         _require(isinstance(getattr(r.provenance, name), dict), f"provenance.{name} must be an object")
     _require(r.metrics.get("recall@1") is not None, "metrics has no recall@1")

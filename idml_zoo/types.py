@@ -188,8 +188,8 @@ class Neighbours:
         scores: ``(N, k)`` float32, larger is nearer: the cosine, or minus the introspective distance.
         excludes_self: whether queries and gallery were the same images, each query removed from its own list.
         declined: ``(N,)`` bool, queries too uncertain to be answered; None where nothing was declined.
-        confidence: ``(N,)`` float32 in [0, 1], probability that the nearest neighbour is of the query's class; None where
-            it was not asked for.
+        confidence: ``(N,)`` float32 in [0, 1], probability that the nearest neighbour is of the query's class; None
+            where it was not asked for.
         unknown: ``(N,)`` float32 in [0, 1], score that the query's class is not in the gallery; None as above.
         limit: what ``declined`` promises, and on which assumption; None without a limit on the risk.
     """

@@ -58,6 +58,11 @@ def _add_eval(commands: argparse._SubParsersAction[Any]) -> None:
         help="also measure corrupted queries in the clean gallery, at severities 1 to 5: blur, noise, jpeg, "
         "brightness, contrast, occlusion, downscale",
     )
+    parser.add_argument(
+        "--open-set",
+        action="store_true",
+        help="also measure queries whose class is not in the gallery: half of the classes leave it, five times",
+    )
     parser.add_argument("--row", help="name of the row (default: head and backbone)")
     parser.add_argument("--seed", type=int, help="of the row (default: what trained weights say, else 0)")
     add_tau(parser)
@@ -150,6 +155,7 @@ def _eval(args: argparse.Namespace) -> int:
             split=measured,
             corruptions=args.corruptions,
             training=row.training,
+            open_set=args.open_set,
             **compute,
         )
         path = save_result(result, results_folder)
@@ -212,6 +218,8 @@ def _refuse_other(folder: Path, row: _Row, model: IDMLModel, args: argparse.Name
                 )
         if missing := sorted(set(old.corruptions) - set(args.corruptions)):
             raise ValueError(f"{path} has corrupted queries too; add --corruptions {' '.join(missing)}, or --force")
+        if old.open_set and not args.open_set:
+            raise ValueError(f"{path} has an open set too; add --open-set, or --force")
     check_writable(path)
 
 

@@ -160,11 +160,11 @@ def _stack(seeds: Sequence[Any], name: str) -> Any:
 def _upgrade(args: argparse.Namespace) -> int:
     from idml_zoo.files import write_file
     from idml_zoo.reports.upgrade import upgrade
-    from idml_zoo.results import PROTOCOL, read_results
+    from idml_zoo.results import read_results
 
     folder, upgraded, left = _results_folder(args.folder), 0, 0
     for old in read_results(folder):
-        if old.protocol.version == PROTOCOL:
+        if old.protocol.version > 2:  # what version 4 adds needs every query's neighbours: measure again, with --like
             continue
         try:
             new = upgrade(old, folder, args.root)

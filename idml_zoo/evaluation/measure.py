@@ -15,11 +15,13 @@ from idml_zoo.data.split import Split
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.evaluation.clustering import cluster_metrics
 from idml_zoo.evaluation.embed import Compute, embed_split
+from idml_zoo.evaluation.error_prediction import error_prediction, error_scores
 from idml_zoo.evaluation.retrieval_metrics import as_labels, per_query_metrics, positives
-from idml_zoo.evaluation.uncertainty import aurc, auroc, calibration_error, excess_aurc, spearman
+from idml_zoo.evaluation.uncertainty import spearman
 from idml_zoo.metric import Metric, accepts_similarity_and_tau, as_metric
-from idml_zoo.retrieval.knn import class_margin, positive_ranks, search
-from idml_zoo.types import Embedding, Neighbours, RetrievalTask
+from idml_zoo.retrieval.answer_features import LISTED
+from idml_zoo.retrieval.knn import positive_ranks, search
+from idml_zoo.types import Embedding, RetrievalTask
 
 CLUSTER_SEEDS = (0, 1, 2)
 _LISTED = 32  # neighbours that are listed at most for the sake of a Recall@K; beyond, the best positive is ranked
@@ -64,7 +66,7 @@ def measure(
         raise ValueError("every image is alone in its class: nothing can be retrieved")
     # as many as R-Precision needs, and one of another class than the nearest for the margin between classes
     available = len(gallery_labels) - same
-    k = min(max(*(k for k in (*ks, 1) if k <= _LISTED), int(counts.max()) + 2), available)
+    k = min(max(*(k for k in (*ks, 1) if k <= _LISTED), int(counts.max()) + 2, LISTED), available)
     neighbours = search(task.queries, task.gallery, k, metric, exclude_self=same, backend=backend)
     listed = [n for n in ks if n <= k or k == available]
     by_query = per_query_metrics(neighbours, query_labels, gallery_labels, listed or (1,))
@@ -77,32 +79,13 @@ def measure(
 
     counted = (counts > 0).numpy()
     top1 = (gallery_labels[neighbours.indices[:, 0]] == query_labels).numpy()
-    margin = class_margin(task, neighbours, metric, backend)
-    scores = _error_scores(task, neighbours, margin)
-    metrics |= _error_prediction({n: s[counted] for n, s in scores.items()}, ~top1[counted], query_labels[counted])
+    scores = error_scores(task, neighbours, metric, backend)
+    of_counted = {n: s[counted] for n, s in scores.items()}
+    metrics |= error_prediction(of_counted, ~top1[counted], query_labels.numpy()[counted])
     if severity is not None:
         metrics["spearman_severity"] = spearman(scores["level"], severity)
     per_query = {"top1": top1, "r_precision": values["r_precision"], "map@r": values["map@r"]}
     return Measured(metrics, per_query | scores, int((~counted).sum()))
-
-
-def _error_scores(task: RetrievalTask, neighbours: Neighbours, margin: Tensor) -> dict[str, np.ndarray]:
-    """Returns the scores that may predict a wrong nearest neighbour, ``(Q,)`` float32 each, larger = less sure."""
-    scores = {"level": task.queries.level, "top1_similarity": -neighbours.scores[:, 0], "margin": -margin}
-    if task.queries.semantic_norm is not None:
-        scores["semantic_norm"] = -task.queries.semantic_norm
-    return {n: s.float().cpu().numpy() for n, s in scores.items()}
-
-
-def _error_prediction(scores: dict[str, np.ndarray], wrong: np.ndarray, labels: Tensor) -> dict[str, float | None]:
-    """Returns how well each score predicts a wrong nearest neighbour, over the queries that have a positive."""
-    metrics: dict[str, float | None] = {}
-    for name, score in scores.items():
-        metrics[f"auroc_{name}"] = auroc(score, wrong)
-        metrics[f"aurc_{name}"] = aurc(score, wrong)
-        metrics[f"eaurc_{name}"] = excess_aurc(score, wrong)
-        metrics[f"ece_{name}"] = calibration_error(score, wrong, labels.numpy())
-    return metrics
 
 
 def corruption_curves(
@@ -168,11 +151,11 @@ def evaluate_embeddings(
 
         - ``recall@K``, ``r_precision``, ``map@r``;
         - ``nmi``, ``ami``, ``f1``, with ``*_std`` over the cluster seeds;
-        - of four scores, how well each predicts a wrong nearest neighbour: the uncertainty ``level``, and the free
-          baselines ``top1_similarity`` (minus it), ``margin`` (minus how much nearer the nearest image is than the
-          nearest of another class) and ``semantic_norm`` (minus it). ``auroc_*``: area under the ROC curve;
-          ``aurc_*``: under the risk–coverage curve (lower is better); ``eaurc_*``: that above the best possible;
-          ``ece_*``: expected calibration error of the score made a probability on other classes.
+        - of each score of :func:`~idml_zoo.evaluation.error_prediction.error_scores` (the uncertainty level, free
+          baselines, confidence with and without labels), how well it predicts a wrong nearest neighbour. ``auroc_*``:
+          area under the ROC curve; ``aurc_*``: under the risk–coverage curve (lower is better); ``eaurc_*``: that above
+          the best possible; ``ece_*``: expected calibration error; ``coverage5_*``, ``coverage10_*``: share of queries
+          that are answered where at most 5 or 10 % of the answers are wrong.
 
     Raises:
         ValueError: counts that disagree, one class only, no positive for any query, NaN or inf.

@@ -23,6 +23,7 @@ from idml_zoo.evaluation.clustering import kmeans_settings
 from idml_zoo.evaluation.cost import embedding_cost
 from idml_zoo.evaluation.embed import Compute, MeasuredSplit, as_device, embed_split
 from idml_zoo.evaluation.embedders import as_embedder
+from idml_zoo.evaluation.error_prediction import open_set
 from idml_zoo.evaluation.measure import CLUSTER_SEEDS, clustering, corruption_curves, measure
 from idml_zoo.evaluation.old_keywords import accepts_keywords_of_01
 from idml_zoo.evaluation.provenance import code_state, command, device_name, training_record, versions
@@ -47,7 +48,7 @@ def evaluate(
     corruptions: Sequence[str] | Mapping[str, Sequence[int]] = (),
     split: Split | MeasuredSplit | None = None,
     training: TrainingRecord | None = None,
-    **compute: Any,
+    **options: Any,
 ) -> Result:
     """Measures a model on a benchmark's test split; :func:`save_result` writes what it returns.
 
@@ -65,15 +66,18 @@ def evaluate(
             also measure corrupted queries in the clean gallery. Each embeds all images once more.
         split: measure this split instead of the benchmark's test split.
         training: where the weights come from; recorded, not checked. None: loaded weights say it themselves.
-        compute: ``batch_size``, ``workers``, ``device``, ``progress``: see :func:`idml_zoo.embed`.
+        options: ``open_set=True``: also measure queries whose class is not in the gallery, see
+            :func:`~idml_zoo.evaluation.error_prediction.open_set`; ``batch_size``, ``workers``, ``device``,
+            ``progress``: see :func:`idml_zoo.embed`.
 
     Raises:
         DataError: data missing, broken, or not what the benchmark expects.
         TypeError: an unknown keyword.
         ValueError: a bad argument, before anything is computed; embeddings that are not finite or not of unit norm.
     """
-    if not set(compute) <= {f.name for f in fields(Compute)}:
-        raise TypeError(f"evaluate() has no argument {sorted(set(compute) - {f.name for f in fields(Compute)})[0]!r}")
+    with_open_set = bool(options.pop("open_set", False))
+    if not set(options) <= {f.name for f in fields(Compute)}:
+        raise TypeError(f"evaluate() has no argument {sorted(set(options) - {f.name for f in fields(Compute)})[0]!r}")
     record = benchmarks[benchmark] if isinstance(benchmark, str) else benchmark
     _check_names(record.name, row, seed)
     metric, severities = _metric_of(model, metric), _severities(corruptions)
@@ -81,12 +85,13 @@ def evaluate(
         split = MeasuredSplit(record.splits(root).test if split is None else split)
     if not len(split.split):  # as the training split of a benchmark whose every class tests
         raise DataError(f"{record.name}: the {split.name} split has no images to measure")
-    how = Compute(**compute)
+    how = Compute(**options)
     how = replace(how, device=as_device(how.device))
     model = as_embedder(model, transform)
     transform = transform or model.transform
     training = training or training_record(model)
-    return _Job(model, record, split, transform, metric, cluster_seeds, severities, training, how).run(row, seed)
+    job = _Job(model, record, split, transform, metric, cluster_seeds, severities, with_open_set, training, how)
+    return job.run(row, seed)
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class _Job:
     metric: Metric
     cluster_seeds: Sequence[int]
     corruptions: Mapping[str, Sequence[int]]
+    open_set: bool
     training: TrainingRecord
     compute: Compute
 
@@ -116,6 +122,7 @@ class _Job:
         measured = measure(task, metric, self.benchmark.ks, severity)
         clusters = clustering(embedding, as_labels(split.labels), self.cluster_seeds)
         curves = corruption_curves(model, split, self.transform, task, self.corruptions, metric, self.compute)
+        unknown = open_set(task, metric) if self.open_set else {}
         seconds = {"evaluate": round(self.split.seconds + time.perf_counter() - started, 2)}
         if self.training.seconds is not None:
             seconds["train"] = round(self.training.seconds, 1)
@@ -134,6 +141,7 @@ class _Job:
             statistics=training.statistics,
             cost=embedding_cost(model, self.transform, embedding.dim, metric, device, self.compute.batch_size),
             corruptions=curves,
+            open_set=unknown,
             per_query=measured.per_query,
         )
 

@@ -60,6 +60,38 @@ def excess_aurc(score: np.ndarray, wrong: np.ndarray) -> float | None:
     return None if area is None else area - float(np.mean(risk_coverage(wrong.astype(float), wrong)[1]))
 
 
+def coverage_at(score: np.ndarray, wrong: np.ndarray, risk: float) -> float | None:
+    """Largest share of the queries, surest first, of which at most ``risk`` are answered wrongly.
+
+    It is read from :func:`risk_coverage` of these very queries, so that it promises nothing of others; for a promise
+    see :meth:`idml_zoo.Reliability.limit`.
+
+    Returns:
+        In [0, 1]; None where N = 0 or the score is constant.
+    """
+    if len(score) == 0 or np.ptp(score) == 0:
+        return None
+    coverage, risks = risk_coverage(score, wrong)
+    return float(coverage[risks <= risk].max(initial=0.0))
+
+
+def probability_error(probability: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error of a probability as it is, learned on nothing of these queries.
+
+    The mean over ``bins`` bins of equally many queries of |share of right ones − mean probability|; queries of one
+    probability count as right in expectation (Guo et al., ICML 2017, with equal masses).
+
+    Args:
+        probability: ``(N,)`` in [0, 1], N ≥ 1.
+        right: ``(N,)`` boolean.
+        bins: at most N.
+    """
+    _, group, size = np.unique(probability, return_inverse=True, return_counts=True)
+    expected = (np.bincount(group, weights=right) / size)[group]
+    groups = np.array_split(np.argsort(probability, kind="stable"), min(bins, len(probability)))
+    return float(sum(abs(expected[g].sum() - probability[g].sum()) for g in groups) / len(probability))
+
+
 def calibration_error(score: np.ndarray, wrong: np.ndarray, labels: np.ndarray, bins: int = 15) -> float | None:
     """Expected calibration error of a score as a probability of being right, learned on other classes.
 
@@ -89,11 +121,7 @@ def calibration_error(score: np.ndarray, wrong: np.ndarray, labels: np.ndarray, 
     for part in (half, ~half):
         fit = IsotonicRegression(y_min=0, y_max=1, increasing=False, out_of_bounds="clip")
         probability[part] = fit.fit(score[~part], ~wrong[~part]).predict(score[part])
-    _, group, size = np.unique(probability, return_inverse=True, return_counts=True)
-    correct = (np.bincount(group, weights=~wrong) / size)[group]
-    order = np.argsort(probability, kind="stable")
-    groups = np.array_split(order, min(bins, len(order)))
-    return float(sum(abs(correct[g].sum() - probability[g].sum()) for g in groups) / len(score))
+    return probability_error(probability, ~wrong, bins)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -2,7 +2,7 @@
 
 Version 3 differs from version 2 in two metrics. The calibration error follows from these values and the classes, so
 that it is computed anew. The margin of benchmarks with fixed queries does not, so that their results must be measured
-again.
+again. Nor does version 4 follow: confidence needs the neighbours of every query.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from idml_zoo.evaluation.uncertainty import auroc, calibration_error
 from idml_zoo.files import utc_now
 from idml_zoo.registry import benchmarks
 from idml_zoo.reports.bootstrap import load_queries
-from idml_zoo.results import PROTOCOL, Result, ResultError
+from idml_zoo.results import Result, ResultError
 
 
 @cache
@@ -65,6 +65,6 @@ def upgrade(result: Result, results: str | Path, root: str | Path = "data") -> R
     return replace(
         result,
         metrics=metrics,
-        protocol=replace(result.protocol, version=PROTOCOL),
+        protocol=replace(result.protocol, version=3),
         provenance=replace(result.provenance, upgraded=history),
     )

@@ -144,6 +144,11 @@ def _log_odds(share: Tensor) -> Tensor:
     return (inside / (1 - inside)).log()
 
 
+def share_of(log_odds: np.ndarray) -> np.ndarray:
+    """Returns the shares in [0, 1] whose log odds a feature is."""
+    return ((1 / (1 + np.exp(-log_odds)) - 0.02) / 0.96).astype(np.float32)
+
+
 def _distance(cos: Tensor) -> Tensor:
     return (2 - 2 * cos).clamp(min=_LEAST).sqrt()
 

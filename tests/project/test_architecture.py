@@ -20,6 +20,7 @@ LAYERS = {
     "reliability": 1,
     "types": 0,
     "results": 0,
+    "metric_names": 0,
     "variants": 0,
     "similarity": 2,
     "distributed": 1,

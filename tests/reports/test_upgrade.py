@@ -11,7 +11,7 @@ from idml_zoo.cli.main import main
 from idml_zoo.evaluation.uncertainty import calibration_error
 from idml_zoo.files import write_file
 from idml_zoo.reports.leaderboard import build_leaderboard
-from idml_zoo.results import PROTOCOL, read_results
+from idml_zoo.results import read_results
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_an_old_result_becomes_what_would_be_measured_now(fresh, tmp_path, capsy
     assert main(["results", "upgrade", str(tmp_path)]) == 0
     assert "1 results upgraded, 0 left" in capsys.readouterr().out
     (new,) = read_results(tmp_path / "results")
-    assert new.protocol.version == PROTOCOL and new.provenance.upgraded["from"] == "protocol 2"
+    assert new.protocol.version == 3 and new.provenance.upgraded["from"] == "protocol 2"
     assert any(k.startswith("ece_") for k in new.metrics)
     for name, value in fresh.metrics.items():
         assert new.metrics[name] == pytest.approx(value, abs=1e-6), name

@@ -9,29 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from idml_zoo.metric_names import METRICS, TITLES
 from idml_zoo.models.zoo import BACKBONES
 from idml_zoo.registry import benchmarks
-from idml_zoo.results import METRICS, Result, ResultError, read_results
+from idml_zoo.results import Result, ResultError, read_results
 
-_TITLES = {
-    "r_precision": "RP",
-    "map@r": "MAP@R",
-    "nmi": "NMI",
-    "ami": "AMI",
-    "f1": "F1",
-    **{
-        f"{metric}_{score}": f"{name} {sign}"
-        for metric, name in (("auroc", "AUROC"), ("aurc", "AURC"), ("eaurc", "E-AURC"), ("ece", "ECE"))
-        for score, sign in (
-            ("level", "‖u‖"),
-            ("top1_similarity", "−sim"),
-            ("margin", "−margin"),
-            ("semantic_norm", "−norm"),
-        )
-    },
-    **{f"{metric}_std": f"{metric.upper()} std" for metric in ("nmi", "ami", "f1")},
-    "spearman_severity": "ρ severity",
-}
 REPORTED_KEYS = ("benchmark", "method", "backbone", "dim", "source", "note")
 
 
@@ -117,7 +99,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def title(metric: str) -> str:
     """Returns a metric's heading."""
-    return _TITLES.get(metric) or (f"R@{_recall_order(metric)}" if "@" in metric else metric)
+    return TITLES.get(metric) or (f"R@{_recall_order(metric)}" if "@" in metric else metric)
 
 
 def pretraining(source: str) -> str:
