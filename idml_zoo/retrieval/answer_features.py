@@ -71,7 +71,7 @@ def answer_features(
 
         Without labels:
 
-        - ``distance``: √(2 − 2s₁); ``log_range``: ln r;
+        - ``distance``: √(2 − 2s₁), as all distances at least 10⁻³; ``log_range``: ln r;
         - ``distance_ratio``, ``close_distance_ratio``: of the distance of the first to that of the last, and the tenth;
         - ``gap_2``, ``gap_10``: s₁ − s₂ and s₁ − s₁₀;
         - ``overlap``: log odds of the share of g₁'s ten nearest in the list that are the query's ten nearest too;
