@@ -19,7 +19,8 @@ Two p-values, by what counts as one draw:
   classes count as the draws: the larger of the binomial p-value and that of a one-sided t test of the mean over classes
   of (wrong − max_risk·answered), 0 for a class without answers. One value is added: that of the class with most wrong
   answers once more, as the next class may be no better, or 0 where that is larger. Without it the promise was broken
-  too often on few classes (measured in docs/reliability.md). The t test is approximate, unlike the binomial.
+  too often on few classes (measured in docs/reliability.md). The t test is approximate, unlike the binomial, and
+  foresees no kind of class that the calibration has none of: of C classes, kinds rarer than about 2.3/C may be missing.
 """
 
 from __future__ import annotations

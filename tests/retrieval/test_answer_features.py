@@ -196,7 +196,7 @@ def test_a_level_counts_only_where_the_gallery_has_different_ones():
     assert np.abs(features["query_level"]).max() <= 0.5
 
 
-@pytest.mark.parametrize("held, gathered", [(1, 1), (50, 17), (170, 900)])
+@pytest.mark.parametrize(("held", "gathered"), [(1, 1), (50, 17), (170, 900)])
 def test_blocks_change_nothing(monkeypatch, held, gathered):
     gallery, labels = lattice(130, 6)
     near = search(gallery, gallery, 50, exclude_self=True)
