@@ -263,5 +263,6 @@ def _is_share(row: Any) -> bool:
         and 0 < answered < _MOST
         and 0 <= worst_wrong <= wrong <= answered
         and worst_wrong <= worst_answered <= answered
-        and worst_wrong**2 <= wrong_squared <= wrong_answered <= answered_squared <= answered**2
+        and max(wrong, worst_wrong**2) <= wrong_squared <= wrong_answered <= answered_squared <= answered**2
+        and max(answered, worst_answered**2) <= answered_squared
     )
