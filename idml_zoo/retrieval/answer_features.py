@@ -105,25 +105,26 @@ def answer_features(
         labels = labels.unique(return_inverse=True)[1]
         sizes = torch.bincount(labels) - int(excludes_self)
     names = LABEL_FREE + (LABELLED if labels is not None else ())
-    parts = [torch.empty(len(names), 0)]
-    asked, vectors = queries.semantic.detach(), gallery.semantic.detach()
+    values = _columns(queries.semantic.detach(), gallery.semantic.detach(), indices, labels, sizes, len(names))
+    return dict(zip(names, values.numpy(), strict=True)) | _levels(queries, gallery, indices)
+
+
+def _columns(
+    asked: Tensor, vectors: Tensor, indices: Tensor, labels: Tensor | None, sizes: Tensor | None, count: int
+) -> Tensor:
+    """Returns all but the levels, ``(count, N)`` on the CPU in the order of their names, a block at a time."""
+    parts = [torch.empty(count, 0)]
     rows_at_once = max(1, _HELD // indices.shape[1])
     for start in range(0, len(indices), rows_at_once):
-        block = slice(start, start + rows_at_once)
-        parts.append(_columns(asked[block], vectors, indices[block], labels, sizes).cpu())
-    values = torch.cat(parts, 1).numpy()
-    return dict(zip(names, values, strict=True)) | _levels(queries, gallery, indices)
-
-
-def _columns(asked: Tensor, vectors: Tensor, indices: Tensor, labels: Tensor | None, sizes: Tensor | None) -> Tensor:
-    """Returns the ``(F, B)`` features of B queries, but for their levels, in the order of their names."""
-    cos, kin = _similarities(asked, vectors, indices)
-    kinship, places = _by_kinship(kin)
-    columns = _label_free(cos, kinship, places)
-    if labels is not None and sizes is not None:
-        classes = labels[indices]
-        columns += _labelled(cos, places, classes == classes[:, :1], sizes[classes[:, 0]])
-    return torch.stack(columns)
+        near = indices[start : start + rows_at_once]
+        cos, kin = _similarities(asked[start : start + rows_at_once], vectors, near)
+        kinship, places = _by_kinship(kin)
+        columns = _label_free(cos, kinship, places)
+        if labels is not None and sizes is not None:
+            classes = labels[near]
+            columns += _labelled(cos, places, classes == classes[:, :1], sizes[classes[:, 0]])
+        parts.append(torch.stack(columns).cpu())
+    return torch.cat(parts, 1)
 
 
 def _similarities(asked: Tensor, vectors: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
