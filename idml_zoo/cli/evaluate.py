@@ -22,6 +22,7 @@ from idml_zoo.cli.arguments import (
     open_model,
     positive,
 )
+from idml_zoo.cli.confidence import add_confidence, chosen_confidence, stored_reliability
 from idml_zoo.metric import SIMILARITIES, TAU, Metric
 from idml_zoo.results import TrainingRecord
 
@@ -91,6 +92,7 @@ def _add_gallery(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--k", type=positive, default=8, help="neighbours of each query (default 8)")
     parser.add_argument("--count", type=positive, default=12, help="queries of each section (default 12)")
     add_metric(parser)
+    add_confidence(parser)
     parser.add_argument("--map", choices=("pca", "umap"), default="pca", help="projection of the map (default: pca)")
     parser.add_argument("--seed", type=int, default=0, help="draws the sample of images (default 0)")
     add_compute(parser)
@@ -242,8 +244,10 @@ def _gallery(args: argparse.Namespace) -> int:
     if args.map == "umap" and find_spec("umap") is None:
         raise ImportError("--map umap needs umap-learn: pip install umap-learn")
     check_writable(Path(args.out) / "index.html")
+    stored = stored_reliability(args)
     benchmark = chosen_images(args)
     model = open_model(args)
+    reliability, _ = chosen_confidence(args, stored, model, labelled=True)
     if args.model in heads:
         model.transform = model.transform.replace(**benchmark.transform)
     split = load_images(benchmark, args).test
@@ -257,6 +261,8 @@ def _gallery(args: argparse.Namespace) -> int:
         metric=chosen_metric(args, model),
         projection=args.map,
         seed=args.seed,
+        reliability=reliability,
+        max_risk=args.max_risk,
     ):
         print(path)
     return 0

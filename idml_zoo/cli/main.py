@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from idml_zoo.cli import data, evaluate, hub, results, search, train
+from idml_zoo.cli import calibrate, data, evaluate, hub, results, search, train
 from idml_zoo.version import __version__
 
 
@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"idml_zoo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_list(commands)
-    for module in (train, evaluate, search, data, results, hub):
+    for module in (train, evaluate, calibrate, search, data, results, hub):
         module.add_parsers(commands)
     _add_leaderboard(commands)
     return parser

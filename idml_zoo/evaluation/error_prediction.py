@@ -99,7 +99,12 @@ def error_prediction(
     return metrics
 
 
-def open_set(task: RetrievalTask, metric: Metric | str = "cosine", splits: int = SPLITS) -> dict[str, dict[str, float]]:
+def open_set(
+    task: RetrievalTask,
+    metric: Metric | str = "cosine",
+    splits: int = SPLITS,
+    reliability: Reliability | None = None,
+) -> dict[str, dict[str, float]]:
     """Measures queries whose class may not be in the gallery: half of the classes leave it, drawn by numpy's frozen
     ``RandomState(split)``.
 
@@ -107,6 +112,7 @@ def open_set(task: RetrievalTask, metric: Metric | str = "cosine", splits: int =
         task: queries, gallery and their labels, of at least four classes.
         metric: of the search.
         splits: number of such halves.
+        reliability: of the confidence; None for the default.
 
     Returns:
         By score: AUROC for "the class is not in the gallery" (``unknown``) and for "the answer is wrong, for whatever
@@ -120,15 +126,16 @@ def open_set(task: RetrievalTask, metric: Metric | str = "cosine", splits: int =
     classes = np.unique(task.gallery_labels.cpu().numpy())
     if len(classes) < 4:
         raise ValueError(f"an open set needs at least four classes, so that two stay, got {len(classes)}")
+    used = reliability or default()
     values: dict[str, list[tuple[float, float]]] = {}
     for split in range(splits):
         removed = np.random.RandomState(split).permutation(classes)[: len(classes) // 2]
         answers = outcomes(task, metric, removed)
         features = answers.features
         scores = {"level": features["query_level"], "top1_similarity": features["distance"]}
-        scores |= {"margin": -features["margin"]} | free_scores(features) | _estimated(features, default())
+        scores |= {"margin": -features["margin"]} | free_scores(features) | _estimated(features, used)
         for name, labelled in (("unknown", True), ("unknown_label_free", False)):
-            scores[name] = default().form(labelled).assess(features)[1]
+            scores[name] = used.form(labelled).assess(features)[1]
         for name, score in scores.items():
             pair = auroc(score, ~answers.known), auroc(score, ~answers.right)
             if pair[0] is not None and pair[1] is not None:

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from idml_zoo.data.transforms import TransformConfig
+from idml_zoo.models import metadata
 from idml_zoo.models.limits import MOST_WIDTH, check_side
+from idml_zoo.reliability.reliability import Reliability
 from idml_zoo.version import __version__
 
 FORMAT = 2  # 1 had no probe
-_MOST_TAU = 1e30  # far beyond any temperature; a whole number of a file may be too large for a float
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _KEYS = {"format", "idml_zoo", "versions", "model", "transform", "probe", "meta"}
 _MODEL_KEYS = {"backbone", "head", "embedding_dim", "pooling", "head_options", "backbone_options"}
@@ -82,6 +83,8 @@ class Spec:
         meta: anything else that was saved with it (benchmark, variant, seed, ...).
         tau: temperature τ > 0 of the introspective metric that the weights were trained with; None where the file has
             none. The file keeps it in ``meta``, where version 0.1 reads it.
+        reliability: of the answers of these weights; None where the file has none, or one of another version. The file
+            keeps it in ``meta`` too.
     """
 
     model: dict[str, Any]
@@ -90,6 +93,7 @@ class Spec:
     versions: dict[str, str] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     tau: float | None = None
+    reliability: Reliability | None = None
 
     def to_json(self) -> str:
         """Returns the text of the file."""
@@ -100,7 +104,7 @@ class Spec:
             "model": self.model,
             "transform": self.transform.to_dict(),
             "probe": self.probe,
-            "meta": self.meta if self.tau is None else {**self.meta, "tau": self.tau},
+            "meta": metadata.joined(self.meta, self.tau, self.reliability),
         }
         return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
@@ -215,16 +219,10 @@ def parse_config(text: str, name: str) -> Spec:
     try:
         check_model(model)
         transform = _transform(content["transform"])
+        meta, tau, reliability = metadata.parted(content["meta"], name)
     except (TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{name}: {error}") from error
-    meta = {k: v for k, v in content["meta"].items() if k != "tau"}
-    tau = _temperature(content["meta"].get("tau"))
-    return Spec(model, transform, content.get("probe"), content.get("versions", {}), meta, tau)
-
-
-def _temperature(value: Any) -> float | None:
-    """Returns a file's temperature; None for a value that is not one, which version 0.1 ignored too."""
-    return float(value) if isinstance(value, (int, float)) and 0 < value < _MOST_TAU else None
+    return Spec(model, transform, content.get("probe"), content.get("versions", {}), meta, tau, reliability)
 
 
 def _check_keys(where: str, content: dict[str, Any], expected: set[str]) -> None:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from idml_zoo.data.transforms import TransformConfig
 from idml_zoo.metric import TAU, Metric, check_tau
 from idml_zoo.models.files import CARD, CONFIG, LOADING_OPTIONS, WEIGHTS, Spec
+from idml_zoo.models.metadata import RELIABILITY
 from idml_zoo.models.saving import Origin, save
 from idml_zoo.registry import heads, nearest
+from idml_zoo.reliability.reliability import Reliability
 from idml_zoo.types import Embedding
 
 M = TypeVar("M", bound="IDMLModel")
@@ -89,6 +91,9 @@ class IDMLModel(nn.Module):
     Attributes:
         config: everything needed to build the same network again, as plain JSON values.
         origin: where its weights come from; None for a network that was not loaded.
+        reliability: of the answers of a search with its embeddings, for ``search(..., reliability=model.reliability)``:
+            what :func:`idml_zoo.fit_reliability` made and you put here, or what was saved with the weights. None where
+            there is none, or one of another version, of which loading warns.
         backbone_source: what the backbone's first weights are where it was not loaded: "none", "timm:…", "package:…".
         backbone_frozen: if True, the backbone runs without gradient (the recipe's warm-up).
     """
@@ -111,6 +116,7 @@ class IDMLModel(nn.Module):
         self.transform = transform or TransformConfig.of_network(self.backbone)
         self.backbone_frozen = self._backbone_fixed = False
         self.origin: Origin | None = None
+        self.reliability: Reliability | None = None
         self.backbone_source = "none"
         saved_options = {k: v for k, v in backbone_options.items() if k not in LOADING_OPTIONS}
         timm_name = backbone_name if ":" not in backbone_name else self.backbone.pretrained_cfg["architecture"]
@@ -244,7 +250,7 @@ class IDMLModel(nn.Module):
         fresh_head = self._make_head(head_class, embedding_dim, options)
         self.head = fresh_head.to(parameter.device, parameter.dtype).train(self.training)
         self.config |= {"head": head, "embedding_dim": embedding_dim, "head_options": options}
-        self.origin = None
+        self.origin = self.reliability = None
         return self
 
     def save_pretrained(
@@ -253,7 +259,8 @@ class IDMLModel(nn.Module):
         """Writes ``model.safetensors`` and ``config.json`` into ``folder``; each whole or not at all.
 
         The configuration holds a probe, the embedding of a fixed image by the saved weights on the CPU, which is
-        computed again when they are loaded.
+        computed again when they are loaded. It holds :attr:`reliability` too, unless that came with loaded weights that
+        were trained since: of other weights it says nothing.
 
         Args:
             folder: made if it is not there.
@@ -264,10 +271,13 @@ class IDMLModel(nn.Module):
                 weights if these are unchanged.
 
         Raises:
-            TypeError: a keyword of transformers' or diffusers' ``save_pretrained``, which would be kept as a value.
+            TypeError: a keyword of transformers' or diffusers' ``save_pretrained``, which would be kept as a value; or
+                a :attr:`reliability` that is none.
             ValueError: NaN or inf among the weights, a temperature that is not positive and finite, or options that a
                 file may not hold (see :data:`idml_zoo.models.files.BACKBONE_OPTIONS`); nothing is written.
         """
+        if RELIABILITY in meta:
+            raise TypeError("reliability is no argument here: set model.reliability, and it is saved with the weights")
         if wrong := _FOREIGN & meta.keys():
             raise TypeError(
                 f"{min(wrong)} is no argument here: save_pretrained takes dtype=, push_to_hub repo, message=, token=, "

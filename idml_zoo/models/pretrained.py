@@ -24,6 +24,9 @@ def load(
 ) -> IDMLModel:
     """Returns the network of a ``config.json``, in eval mode, float32, on the CPU.
 
+    The reliability that was saved with its weights comes with them. One of another version does not, with a warning:
+    the weights are sound without it, and refusing them would leave nothing to fit a new one with.
+
     Args:
         config: path of the file.
         weights: path of its ``model.safetensors``; None for the same network freshly initialised.
@@ -52,6 +55,7 @@ def load(
     model = build_network(IDMLModel.of_spec, spec, config)
     model.eval().load_state_dict(state, strict=True)
     model.origin = Origin(source or str(config.parent), spec, actual, revision, tensor_sums(model))
+    model.reliability = spec.reliability
     if verify and spec.probe is not None:
         _verify(model, spec, weights)
     return model

@@ -21,6 +21,7 @@ from idml_zoo.data.transforms import TransformConfig, build_transforms
 from idml_zoo.metric import TAU
 from idml_zoo.models import limits, probe
 from idml_zoo.models.files import CONFIG, Spec, WeightsError, check_spec, parse_config, write_model
+from idml_zoo.reliability.reliability import Reliability
 from idml_zoo.results import CHECKPOINTS, TrainingRecord
 
 
@@ -31,11 +32,13 @@ class SavableModel(Protocol):
         config: arguments that build the same network, as plain JSON values.
         transform: preprocessing that belongs to the weights.
         origin: where the weights come from; None for a network that was not loaded.
+        reliability: of the answers of a search with its embeddings; None where there is none.
     """
 
     config: dict[str, Any]
     transform: TransformConfig
     origin: Origin | None
+    reliability: Reliability | None
 
     @property
     def tau(self) -> float:
@@ -105,6 +108,7 @@ def save(
 ) -> Path:
     """Writes a model's two files; see :meth:`idml_zoo.models.model.IDMLModel.save_pretrained`."""
     check_can_be_loaded(model)
+    reliability = _reliability(model)
     twin: Any = copy.deepcopy(model)
     twin = twin.cpu().eval()
     if bad := _not_finite(twin):
@@ -125,6 +129,7 @@ def save(
         package_versions(),
         {**inherited, **(meta or {})},
         inherited_tau if tau is None else tau,
+        reliability,
     )
     return write_model(folder, tensors, spec)
 
@@ -136,6 +141,18 @@ def _inherited(model: SavableModel) -> tuple[dict[str, Any], float | None]:
     if model.origin.still(model):
         return model.origin.spec.meta, model.origin.spec.tau
     return {}, model.tau
+
+
+def _reliability(model: SavableModel) -> Reliability | None:
+    """Returns the reliability that goes into the files: none that came with weights which were trained since."""
+    if not isinstance(model.reliability, Reliability | None):
+        raise TypeError(
+            f"model.reliability must be an idml_zoo.Reliability or None, got {type(model.reliability).__name__}; "
+            "idml_zoo.Reliability.load reads one from a file"
+        )
+    origin = model.origin
+    stale = origin is not None and model.reliability == origin.spec.reliability and not origin.still(model)
+    return None if stale else model.reliability
 
 
 def check_can_be_loaded(model: SavableModel) -> None:

@@ -7,6 +7,7 @@ result files of exactly these weights.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from idml_zoo.files import sha256_of, write_file
 from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, Spec, WeightsError, local_files, read_config
 from idml_zoo.registry import benchmarks
+from idml_zoo.reliability.reliability import Reliability
 from idml_zoo.reports.leaderboard.rows import in_order, percent, pretraining, title
 from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import Result, read_results
@@ -53,6 +55,7 @@ def model_card(spec: Spec, results: Sequence[Result], name: str) -> str:
         _measured(results),
         "## Does it know when it is wrong?",
         _uncertainty(results),
+        *_reliability(spec.reliability),
         "## Training",
         _training(spec, results),
         "## Data and licence",
@@ -162,6 +165,30 @@ def _uncertainty(results: Sequence[Result]) -> str:
         text += f"({100 * level:.1f} against {100 * baseline:.1f})."
     rho = results[0].metrics.get("spearman_severity")
     return text + (f" Rank correlation of the level with the known severity: {rho:.2f}." if rho is not None else "")
+
+
+def _reliability(reliability: Reliability | None) -> list[str]:
+    """Returns the paragraph on the confidence of answers; none where there is no reliability."""
+    if reliability is None:
+        return []
+    text = (
+        "**Confidence of every answer** comes with the weights (`search(..., reliability=model.reliability)`); "
+        f"coefficients: {_words(reliability.fitted_on) or 'of unknown origin'}. "
+    )
+    risk = reliability.labelled.risk
+    if risk is None:
+        return [text + "It was not calibrated, so it has no limits on the risk."]
+    return [
+        f"{text}Limits on the risk (`max_risk=`): calibrated on "
+        f"{_words(reliability.calibrated_on) or 'unnamed images'}, {risk.queries:,} queries of {risk.classes:,} "
+        f"classes. They hold for later {risk.unit} that are drawn as these were, searched by the same model "
+        "in a gallery of the same kind and size, and for no others."
+    ]
+
+
+def _words(text: str) -> str:
+    """Returns words of a file as plain text of one line, with nothing in them that Markdown or HTML would follow."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
 def _training(spec: Spec, results: Sequence[Result]) -> str:

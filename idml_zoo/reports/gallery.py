@@ -20,7 +20,10 @@ from idml_zoo.data.split import Split
 from idml_zoo.evaluation.retrieval_metrics import positives
 from idml_zoo.files import write_file
 from idml_zoo.metric import Metric, accepts_similarity_and_tau, as_metric
-from idml_zoo.registry import unknown_name
+from idml_zoo.reliability.reliability import Reliability
+from idml_zoo.reliability.risk import Limit
+from idml_zoo.reports.confidence import percent, promise, sureness
+from idml_zoo.reports.embedding_map import draw_map, project
 from idml_zoo.reports.html import PICTURE_STYLE, data_uri, document, figure, query_row
 from idml_zoo.retrieval.knn import search
 from idml_zoo.types import Embedding, Neighbours, RetrievalTask
@@ -28,9 +31,8 @@ from idml_zoo.types import Embedding, Neighbours, RetrievalTask
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PROJECTIONS = ("pca", "umap")
 _GREEN, _RED, _GREY = "#0a7d44", "#c62828", "#8a8f94"
-_SIDE, _GAP, _TEXT = 96, 6, 30  # pixels of a sheet's tile
+_SIDE, _GAP, _TEXT = 96, 6, 42  # pixels of a sheet's tile
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Retrieval:
         scores: of the neighbours: the cosine, or minus the introspective distance.
         hit: whether each is of the query's class.
         level: uncertainty ‖u‖ of the query; ``levels``: of the neighbours.
+        confidence: probability in [0, 1] that the nearest neighbour is of the query's class.
+        declined: whether that is below the limit on the risk.
     """
 
     query: int
@@ -50,6 +54,8 @@ class Retrieval:
     hit: tuple[bool, ...]
     level: float
     levels: tuple[float, ...]
+    confidence: float
+    declined: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,26 @@ class Gallery:
         sections: queries by heading, in the order in which they are looked at.
         wrong: ``(Q,)`` whether each query's nearest neighbour is wrong, of the ``rows`` ``(Q,)`` that have another
             image of their class to be found.
+        declined: ``(Q,)`` whether each of these is declined.
+        limit: on the risk, which declines them; None without.
     """
 
     sections: dict[str, list[Retrieval]]
     wrong: np.ndarray
     rows: np.ndarray
+    declined: np.ndarray
+    limit: Limit | None = None
 
 
 def choose(
-    embedding: Embedding, split: Split, k: int = 8, count: int = 12, metric: Metric | str = "cosine", seed: int = 0
+    embedding: Embedding,
+    split: Split,
+    k: int = 8,
+    count: int = 12,
+    metric: Metric | str = "cosine",
+    seed: int = 0,
+    reliability: Reliability | None = None,
+    max_risk: float | None = None,
 ) -> Gallery:
     """Chooses the queries worth looking at.
 
@@ -79,37 +96,34 @@ def choose(
         count: queries of each section.
         metric: of the search.
         seed: of the random section.
+        reliability: of the confidence, which takes the gallery's labels as known; None for the default.
+        max_risk: share of the answers that may be wrong, in (0, 1): the least sure queries are marked as declined.
 
     Returns:
-        Sections "Most confident mistakes" (wrong nearest neighbour, lowest level first; by similarity where the model
-        has no uncertainty), "Most uncertain images" (where it has) and "A random sample". Queries alone in their class
-        are left out.
+        Sections "Most confident mistakes" (wrong nearest neighbour, highest confidence first), "Most uncertain images"
+        (highest level first, where the model has one) and "A random sample". Queries alone in their class are left out.
 
     Raises:
-        ValueError: k or count below 1, or counts that disagree.
+        ValueError: k or count below 1, counts that disagree, or a gallery of one class.
+        ReliabilityError: ``max_risk`` out of range, without a calibration, or not reachable.
     """
     if min(k, count) < 1:
         raise ValueError(f"k and count must be at least 1, got {k} and {count}")
     if len(embedding) != len(split):
         raise ValueError(f"{len(embedding)} embeddings but {len(split)} images")
     task = split.task(embedding)
-    neighbours = search(
-        task.queries,
-        task.gallery,
-        min(k, len(task.gallery) - task.same_images),
-        metric,
-        exclude_self=task.same_images,
-    )
+    how: dict[str, Any] = {"gallery_labels": task.gallery_labels, "reliability": reliability, "max_risk": max_risk}
+    most = min(k, len(task.gallery) - task.same_images)
+    neighbours = search(task.queries, task.gallery, most, metric, exclude_self=task.same_images, **how)
+    assert neighbours.confidence is not None  # asked for, by the labels
     hit = task.gallery_labels[neighbours.indices] == task.query_labels[:, None]
     counted = (positives(task.query_labels, task.gallery_labels, task.same_images) > 0).numpy()
     wrong = ~hit[:, 0].numpy()
-    level = embedding.level.float()
-    has_level = float(level.max() - level.min()) > 0
-    uncertainty = task.queries.level.float().numpy() if has_level else -neighbours.scores[:, 0].numpy()
-    surest = np.argsort(uncertainty, kind="stable")
+    surest = np.argsort(-neighbours.confidence.numpy(), kind="stable")
     sections = {"Most confident mistakes": [i for i in surest if wrong[i] and counted[i]][:count]}
-    if has_level:
-        sections["Most uncertain images"] = [i for i in surest[::-1] if counted[i]][:count]
+    if float(embedding.level.max() - embedding.level.min()) > 0:
+        uncertain = np.argsort(-task.queries.level.float().numpy(), kind="stable")
+        sections["Most uncertain images"] = [i for i in uncertain if counted[i]][:count]
     drawn = np.random.RandomState(seed).permutation(np.flatnonzero(counted))[:count]
     sections["A random sample"] = sorted(drawn.tolist())
     retrievals = _Retrievals(task, neighbours, hit, split)
@@ -117,6 +131,8 @@ def choose(
         {heading: [retrievals.of(int(i)) for i in queries] for heading, queries in sections.items()},
         wrong[counted],
         retrievals.query_rows.numpy()[counted],
+        retrievals.declined.numpy()[counted],
+        neighbours.limit,
     )
 
 
@@ -130,6 +146,10 @@ class _Retrievals:
         self.query_rows = torch.from_numpy(np.flatnonzero(is_query))
         self.gallery_rows = torch.from_numpy(np.flatnonzero(in_gallery))
         self.query_level, self.gallery_level = task.queries.level.float(), task.gallery.level.float()
+        assert neighbours.confidence is not None
+        self.confidence = neighbours.confidence
+        nothing = torch.zeros(len(neighbours), dtype=torch.bool)
+        self.declined = nothing if neighbours.declined is None else neighbours.declined
 
     def of(self, query: int) -> Retrieval:
         """Returns the answer of a query, by its number among the queries."""
@@ -141,6 +161,8 @@ class _Retrievals:
             tuple(self.hit[query].tolist()),
             float(self.query_level[query]),
             tuple(self.gallery_level[nearest].tolist()),
+            float(self.confidence[query]),
+            bool(self.declined[query]),
         )
 
 
@@ -152,7 +174,7 @@ def _tile(split: Split, row: int, side: int) -> Image:
 
 def sheet(split: Split, retrievals: Sequence[Retrieval], side: int = _SIDE) -> Image:
     """A picture: one row for each query, the query on the left; neighbours framed, right ones solid green with a tick,
-    wrong ones red with a cross; below each its score, below the query its level."""
+    wrong ones red with a cross; below each its score, below the query how sure its answer is, and its level."""
     from PIL import Image, ImageDraw, ImageFont
 
     step, height = side + _GAP, side + _TEXT
@@ -161,17 +183,18 @@ def sheet(split: Split, retrievals: Sequence[Retrieval], side: int = _SIDE) -> I
     draw, font = ImageDraw.Draw(out), ImageFont.load_default(11)
     for i, r in enumerate(retrievals):
         top = _GAP + i * height
-        texts = [f"level {r.level:.2g}", *(f"{s:.3f}" for s in r.scores)]
-        for j, (row, text) in enumerate(zip((r.query, *r.neighbours), texts, strict=True)):
+        texts = [(sureness(r.confidence, r.declined), f"level {r.level:.2g}"), *((f"{s:.3f}",) for s in r.scores)]
+        for j, (row, lines) in enumerate(zip((r.query, *r.neighbours), texts, strict=True)):
             left = _GAP + j * step + (_GAP if j else 0)
             out.paste(_tile(split, row, side), (left, top))
             colour = _GREY if j == 0 else _GREEN if r.hit[j - 1] else _RED
             draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=1 if j == 0 else 4)
             if j:
                 _mark(draw, left + side - 16, top + 4, r.hit[j - 1], colour)
-            draw.text((left, top + side + 2), text, fill="black", font=font)
+            for line, text in enumerate(lines):
+                draw.text((left, top + side + 2 + 12 * line), text, fill="black", font=font)
             name = split.class_names[int(split.labels[row])]
-            draw.text((left, top + side + 14), name[: side // 6], fill="#555555", font=font)
+            draw.text((left, top + side + 2 + 12 * len(lines)), name[: side // 6], fill="#555555", font=font)
     return out
 
 
@@ -185,54 +208,6 @@ def _mark(draw: Any, x: int, y: int, hit: bool, colour: str) -> None:
         draw.line([(x + 10, y + 2), (x + 2, y + 10)], fill=colour, width=2)
 
 
-def project(embedding: Embedding, how: str = "pca", seed: int = 0) -> np.ndarray:
-    """``(N, 2)`` places of the semantic embeddings: their two principal components, or UMAP's.
-
-    Raises:
-        UnknownNameError: another projection.
-        ImportError: UMAP without the package ``umap-learn``.
-    """
-    if how not in PROJECTIONS:
-        raise unknown_name("projection", how, PROJECTIONS)
-    vectors = embedding.semantic.double()
-    if how == "umap":
-        try:
-            from umap import UMAP
-        except ImportError as error:
-            raise ImportError("a UMAP map needs the package umap-learn: pip install umap-learn") from error
-        return np.asarray(UMAP(metric="cosine", random_state=seed).fit_transform(vectors.numpy()))
-    centred = vectors - vectors.mean(0)
-    _, axes = torch.linalg.eigh(centred.T @ centred)
-    axes = axes[:, -2:].flip(1)
-    axes = axes * torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))  # eigenvectors have no sign
-    return (centred @ axes).numpy()
-
-
-def draw_map(path: Path, places: np.ndarray, level: np.ndarray, wrong: np.ndarray, rows: np.ndarray, how: str) -> Path:
-    """Every image at its place, coloured by its level; a cross where its nearest neighbour is wrong."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 6), layout="constrained")
-    axis = figure.add_subplot()
-    missed = np.zeros(len(places), dtype=bool)
-    missed[rows[wrong]] = True
-    size = float(np.clip(20_000 / len(places), 4, 40))
-    limits = (float(level.min()), max(float(np.quantile(level, 0.99)), float(level.min()) + 1e-9))
-    for part, marker, label in ((~missed, "o", "nearest neighbour right"), (missed, "x", "wrong")):
-        shown = axis.scatter(
-            places[part, 0],
-            places[part, 1], c=level[part], s=size, marker=marker, cmap="viridis", vmin=limits[0], vmax=limits[1],
-            linewidths=0.8 if marker == "x" else 0, label=f"{label} ({int(part.sum()):,})",
-        )  # fmt: skip
-    figure.colorbar(shown, ax=axis, label="uncertainty level ‖u‖")
-    axis.set_xlabel(f"{how.upper()} 1")
-    axis.set_ylabel(f"{how.upper()} 2")
-    axis.legend(loc="best", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": ""})
-    return path
-
-
 def html_page(title: str, split: Split, gallery: Gallery, similarity: str, picture: Path | None) -> str:
     """Returns the page: one file, pictures included.
 
@@ -244,18 +219,19 @@ def html_page(title: str, split: Split, gallery: Gallery, similarity: str, pictu
         picture: a PNG file of the map, or None for a page without.
     """
 
-    def image(row: int, kind: str, text: str, hint: str) -> str:
+    def image(row: int, kind: str, hint: str, *text: str) -> str:
         name = split.class_names[int(split.labels[row])]
-        return figure(_tile(split, row, _SIDE), kind, f"{kind}: {name}, image {row}", (text, name), hint)
+        return figure(_tile(split, row, _SIDE), kind, f"{kind}: {name}, image {row}", (*text, name), hint)
 
     parts = []
     for heading, retrievals in gallery.sections.items():
         rows = []
         for r in retrievals:
-            figures = [image(r.query, "query", f"level {r.level:.3g}", f"query, image {r.query}")]
+            kind, sure = "query declined" if r.declined else "query", sureness(r.confidence, r.declined)
+            figures = [image(r.query, kind, f"query, image {r.query}", sure, f"level {r.level:.3g}")]
             for row, score, correct, level in zip(r.neighbours, r.scores, r.hit, r.levels, strict=True):
                 kind, mark = ("right", "✓") if correct else ("wrong", "✗")
-                figures.append(image(row, kind, f"{mark} {score:.3f}", f"image {row}, level {level:.3g}"))
+                figures.append(image(row, kind, f"image {row}, level {level:.3g}", f"{mark} {score:.3f}"))
             rows.append(query_row(figures))
         parts.append(f"<h2>{escape(heading)}</h2>" + ("".join(rows) or "<p>None.</p>"))
     if picture is not None:
@@ -264,11 +240,24 @@ def html_page(title: str, split: Split, gallery: Gallery, similarity: str, pictu
     measure = "cosine" if similarity == "cosine" else "minus the introspective distance"
     share = 100 * float(gallery.wrong.mean())
     body = f"""<h1>{escape(title)}</h1>
-<p>Each row shows a query with its uncertainty level ‖u‖, then its nearest neighbours. A green frame (✓) marks the
-query's class, a dashed red one (✗) another class. The number below a neighbour is the {measure}. The nearest neighbour
-is wrong for {share:.1f} % of {len(gallery.wrong):,} queries.</p>
-{"".join(parts)}"""
+<p>Each row shows a query, then its nearest neighbours. “92 % sure” is the probability that the nearest is of the
+query's class; the level is the uncertainty ‖u‖ of the query alone. A green frame (✓) marks the query's class, a dashed
+red one (✗) another class. The number below a neighbour is the {measure}. The nearest neighbour is wrong for
+{share:.1f} % of {len(gallery.wrong):,} queries.</p>
+{_promised(gallery)}{"".join(parts)}"""
     return document(title, PICTURE_STYLE, body, pictures=True)
+
+
+def _promised(gallery: Gallery) -> str:
+    """Returns a paragraph of what the limit declined, promises, and did here; "" without a limit."""
+    if gallery.limit is None:
+        return ""
+    answered = gallery.wrong[~gallery.declined]
+    here = (
+        f" Here {percent(float(answered.mean()))} of the {len(answered):,} answers are wrong." if len(answered) else ""
+    )
+    text = promise(gallery.limit, int(gallery.declined.sum()), len(gallery.wrong)) + here
+    return f'<p class="note">{escape(text)}</p>\n'
 
 
 @accepts_similarity_and_tau
@@ -283,11 +272,13 @@ def build_gallery(
     metric: Metric | str = "cosine",
     projection: str = "pca",
     seed: int = 0,
+    reliability: Reliability | None = None,
+    max_risk: float | None = None,
 ) -> list[Path]:
     """Writes ``index.html``, one PNG for each section and ``map.png`` into a folder; returns their paths.
 
     Args:
-        embedding, split, k, count, metric, seed: see :func:`choose`.
+        embedding, split, k, count, metric, seed, reliability, max_risk: see :func:`choose`.
         folder: made where it is missing.
         title: of the page.
         projection: of the map, see :func:`project`.
@@ -298,7 +289,7 @@ def build_gallery(
     """
     folder = Path(folder)
     metric = as_metric(metric)
-    gallery = choose(embedding, split, k, count, metric, seed)
+    gallery = choose(embedding, split, k, count, metric, seed, reliability, max_risk)
     places = project(embedding, projection, seed)
     written = []
     for heading, retrievals in gallery.sections.items():

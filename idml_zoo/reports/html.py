@@ -21,6 +21,9 @@ figure img { border: 4px solid transparent; border-radius: .2rem; } .query { mar
 .query img, .near img { border-color: #8a8f94; }
 .right img { border-color: #0a7d44; } .wrong img { border: 4px dashed #c62828; }
 figcaption { font-size: .78rem; color: var(--soft); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.query figcaption::first-line { color: var(--ink); }
+.declined img { border-style: dotted; }
+.note { border-left: 4px solid #8a8f94; padding-left: .8rem; }
 .map { max-width: 100%; height: auto; background: #fff; }
 @media (max-width: 40rem) { body { padding: .6rem; } h1 { font-size: 1.5rem; } }
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator
 
@@ -14,9 +15,11 @@ from idml_zoo.reports.leaderboard import percent
 from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import read_results
 from idml_zoo.studies.figures import level_ratios, title_of
-from idml_zoo.studies.sets import Set, compared, interval, matched_controls, pairs, scores, settings_text
+from idml_zoo.studies.level_figures import against_strongest
+from idml_zoo.studies.sets import LEADERBOARD, Set, compared, interval, matched_controls, pairs, scores, settings_text
 from idml_zoo.variants import variants
 
+CONFIDENCE = LEADERBOARD.parent / "docs" / "reliability" / "measured.json"
 HEADLINE = "idml_test_resnet_glyphs"  # the model in the picture
 
 
@@ -57,6 +60,13 @@ def _count_rows(values: list[list[float]], than: float) -> list[str]:
     return [str(above), str(below), str(len(values) - above - below)]
 
 
+def _count_added(form: str) -> list[str]:
+    """Counts the embeddings whose level adds to a confidence fitted on other classes, takes from it, or neither."""
+    figures = json.loads(CONFIDENCE.read_text(encoding="utf-8"))["figures"].values()
+    added = [f["level_adds"][form] for f in figures if "level_adds" in f]
+    return _count_differences([Difference(d["mean"], d["interval"][0], d["interval"][1], float("nan")) for d in added])
+
+
 def claims(sets: list[Set]) -> str:
     """Returns the table of statements about IDML, each with the number of rows that agree."""
 
@@ -70,11 +80,7 @@ def claims(sets: list[Set]) -> str:
     lines = [(m, line) for m in sets for n, line in m.lines.items() if variants[n].similarity == "introspective"]
     same_weights = [(m, line.introspective, line.row) for m, line in lines if line.introspective]
     with_level = [(m, line.row, line.row.values("auroc_level")) for m, line in lines]
-    over_baseline = [
-        [a - b for a, b in zip(level, row.values("auroc_top1_similarity") or [], strict=True)]
-        for _, row, level in with_level
-        if level
-    ]
+    over_free = [against_strongest(m, row) for m, row, level in with_level if level]
     rows = [
         [
             "Training with the introspective metric retrieves better [R]",
@@ -97,7 +103,13 @@ def claims(sets: list[Set]) -> str:
             "chance, AUROC",
             *_count_rows([v for *_, v in with_level if v], 0.5),
         ],
-        ["… and better than the similarity baseline", "−sim, AUROC", *_count_rows(over_baseline, 0.0)],
+        [
+            "… and better than the strongest score that costs nothing",
+            "−sim or −margin, whichever has the higher AUROC",
+            *_count_differences(over_free),
+        ],
+        ["… and adds to what the neighbourhood says, with labels", "confidence, AUROC", *_count_added("labelled")],
+        ["… and without", "confidence without labels, AUROC", *_count_added("label_free")],
         [
             "The level rises as images degrade [R]",
             "the least degraded images, mean ‖u‖",
@@ -113,9 +125,21 @@ def levels(sets: list[Set]) -> str:
     for measured in sets:
         with_level = [line for line in measured.lines.values() if line.row.values("auroc_level")]
         for line in sorted(with_level, key=lambda x: -statistics.fmean(x.row.values("auroc_level") or [])):
-            metrics = ("auroc_level", "auroc_top1_similarity", "spearman_severity")
-            rows.append([measured.benchmark, f"`{line.variant}`", *(percent(line.row.values(m)) for m in metrics)])
-    return markdown_table(["set", "variant", "AUROC ‖u‖", "AUROC −sim", "ρ severity"], rows)
+            metrics = ("auroc_level", "auroc_top1_similarity", "auroc_margin")
+            cells = [percent(line.row.values(m)) for m in metrics]
+            over = interval(against_strongest(measured, line.row))
+            severity = percent(line.row.values("spearman_severity"))
+            rows.append([measured.benchmark, f"`{line.variant}`", *cells, over, severity])
+    header = [
+        "set",
+        "variant",
+        "AUROC ‖u‖",
+        "AUROC −sim",
+        "AUROC −margin",
+        "‖u‖ over the stronger, points",
+        "ρ severity",
+    ]
+    return markdown_table(header, rows)
 
 
 def standing(sets: list[Set]) -> str:

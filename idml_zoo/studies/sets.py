@@ -141,6 +141,11 @@ def matched_controls(measured: Set) -> Iterator[tuple[str, Line]]:
                 yield name, control
 
 
+def _retrieval_version(result: Result) -> int:
+    """Returns the version that first measured R@1 and MAP@R as the result's did: they are the same since version 2."""
+    return min(result.protocol.version, 2)
+
+
 def compared(measured: Set, first: Row, second: Row, same_weights: bool = False) -> dict[str, Difference]:
     """Returns the difference of two rows in R@1 and MAP@R, as fractions.
 
@@ -152,7 +157,7 @@ def compared(measured: Set, first: Row, second: Row, same_weights: bool = False)
     pair = (*(tuple(r.queries_sha256 for r in row.results) for row in (first, second)), same_weights)
     if pair in _COMPARED:  # several tables show the same pair
         return _COMPARED[pair]
-    identities = [{(r.provenance.data_sha256, r.protocol.version) for r in row.results} for row in (first, second)]
+    identities = [{(r.provenance.data_sha256, _retrieval_version(r)) for r in row.results} for row in (first, second)]
     if len(identities[0] | identities[1]) != 1:
         raise ResultError(
             f"{first.first.row} and {second.first.row} were measured on different images or by different protocol "

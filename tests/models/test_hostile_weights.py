@@ -8,9 +8,10 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support.fuzzing import FUZZ, JSON
 from support.saved_models import edit, load, refused
 
 from idml_zoo.models.files import BACKBONE_OPTIONS, WeightsError, parse_config, read_tensors
@@ -250,16 +251,6 @@ def test_bytes_that_are_no_text_are_refused(saved):
 def test_no_folder_and_an_empty_folder_are_named(tmp_path):
     assert "no folder" in refused(tmp_path / "nowhere")
     assert "expected a folder written by save_pretrained" in refused(tmp_path)
-
-
-FUZZ = settings(
-    max_examples=int(os.environ.get("IDML_ZOO_FUZZ", "300")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-LEAF = st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats() | st.text(max_size=8)
-SHALLOW = LEAF | st.lists(LEAF, max_size=3) | st.dictionaries(st.text(max_size=8), LEAF, max_size=3)
-JSON = SHALLOW | st.lists(SHALLOW, max_size=3) | st.dictionaries(st.text(max_size=8), SHALLOW, max_size=3)
 
 
 @FUZZ

@@ -1,0 +1,50 @@
+"""Fits the default coefficients: on held-out classes of several sets, each set with the same weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from idml_zoo.reliability.reliability import Reliability
+from idml_zoo.retrieval.fit import Outcomes, fit_forms
+
+QUERIES = 3000  # of each source at most, drawn
+TOTAL = 40_000.0  # that the weights of all queries add up to, against the penalty's strength of 1
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """Returns the answers of several sources as one."""
+    features = {n: np.concatenate([p.features[n] for p in parts]) for n in parts[0].features}
+    right, known, classes = (np.concatenate([getattr(p, n) for p in parts]) for n in ("right", "known", "classes"))
+    return Outcomes(features, right, known, classes)
+
+
+def drawn(answers: Outcomes, count: int = QUERIES) -> Outcomes:
+    """Returns ``count`` answers at most, drawn with numpy's frozen ``RandomState(0)``."""
+    return answers[np.random.RandomState(0).permutation(len(answers))[:count]]
+
+
+def fit_default(answers: Mapping[str, tuple[Outcomes, Outcomes]], note: str, without: str = "") -> Reliability:
+    """Returns the coefficients that fit several sources, each benchmark and each source in it with the same weight.
+
+    Args:
+        answers: of each source, by its key: in a gallery with every class, and in one without half of them.
+        note: on what they were fitted, in words.
+        without: a benchmark that is left out.
+    """
+    kept = {k: pair for k, pair in answers.items() if k.split(".")[0] != without}
+    benchmarks = [k.split(".")[0] for k in kept]
+    sets = len(set(benchmarks))
+    parts: tuple[list[Outcomes], list[Outcomes]] = ([], [])
+    weights: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for benchmark, pair in zip(benchmarks, kept.values(), strict=True):
+        for i, whole in enumerate(pair):
+            part = drawn(whole)
+            share = TOTAL / sets / benchmarks.count(benchmark) / len(part)
+            parts[i].append(part)
+            weights[i].append(np.full(len(part), share))
+    closed, opened = map(joined, parts)
+    fitted = fit_forms(closed, opened, (np.concatenate(weights[0]), np.concatenate(weights[1])))
+    return replace(fitted, fitted_on=note)

@@ -1,0 +1,214 @@
+"""The tables and the figure of docs/reliability.md, from the measured figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from idml_zoo.registry import benchmarks
+from idml_zoo.reports.markdown import markdown_table
+
+Figures = Mapping[str, Any]
+_TITLES = {"digits": "Digits of scikit-learn, their pixels as they are"}
+_SCORES = {
+    "level": "‖u‖",
+    "top1_similarity": "−sim",
+    "margin": "−margin",
+    "posterior": "−posterior",
+    "agreement": "−agreement",
+    "spread": "−spread",
+}
+
+
+def _set_of(key: str) -> str:
+    name = key.split(".")[0]
+    return _TITLES.get(name) or str(benchmarks[name].title)
+
+
+def _model_of(key: str) -> str:
+    return f"`{key.split('.', 2)[2]}`"
+
+
+def _number(value: float | None, interval: list[float] | None = None) -> str:
+    """Returns a fraction in percent, with the ends of its interval."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:.1f}"
+    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _signed(d: Mapping[str, Any]) -> str:
+    """Returns a difference in points with its interval; bold where that excludes 0."""
+    low, high = d["interval"]
+    text = f"{100 * d['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _auroc(figures: Mapping[str, Any], score: str, with_interval: bool = False) -> str:
+    point = figures["scores"].get(score)
+    if point is None:
+        return "–"
+    return _number(point["auroc"], point["auroc_interval"] if with_interval else None)
+
+
+def _scores_table(figures: Figures, form: str) -> str:
+    """Returns the table of a form: the scores that need no fitting beside the confidence, which never saw the set."""
+    name, free = {
+        "labelled": ("confidence", ("level", "top1_similarity", "margin", "posterior")),
+        "label_free": ("confidence_label_free", ("level", "top1_similarity", "spread")),
+    }[form]
+    rows = []
+    for key, f in figures.items():
+        strongest = f["against_free"][f"{form}_strongest"]
+        gain = next(d for d in f["against_free"][form] if d["second"] == strongest)
+        point = f["scores"][name]
+        cells = [_set_of(key), _model_of(key), _number(f["wrong"]), *(_auroc(f, s) for s in free)]
+        cells += [_auroc(f, name, with_interval=True), f"{_signed(gain)} ({_SCORES[strongest]})"]
+        rows.append([*cells, _number(point["answered_5"]), _number(point["answered_10"])])
+    header = ["set", "model", "wrong", *(_SCORES[s] for s in free), "confidence"]
+    header += ["over the strongest free score", "answered at 5 %", "at 10 %"]
+    return markdown_table(header, rows)
+
+
+def _beaten(figures: Figures) -> str:
+    """Returns sentences: how often the confidence is above each free score, and above all of them."""
+    sentences = []
+    for form, words in (("labelled", "With labels"), ("label_free", "Without labels")):
+        every = [d for f in figures.values() for d in f["against_free"][form]]
+        above, sure = sum(d["mean"] > 0 for d in every), sum(d["interval"][0] > 0 for d in every)
+        below = [(k, d) for k, f in figures.items() for d in f["against_free"][form] if d["mean"] <= 0]
+        text = f"{words}, the confidence is above the free score in {above} of {len(every)} comparisons"
+        text += f" ({sure} of them with an interval above 0), over {len(figures)} embeddings."
+        if below:
+            names = [
+                f"{_model_of(k)} on {_set_of(k)} ({_SCORES[d['second']]}, {100 * d['mean']:+.1f})" for k, d in below
+            ]
+            text += f" It is not above in: {'; '.join(names)}."
+        sentences.append(text)
+    return " ".join(sentences)
+
+
+def _transfer(figures: Figures) -> str:
+    rows = []
+    for key, f in figures.items():
+        cells = [_set_of(key), _model_of(key)]
+        for ending in ("", "_label_free"):
+            cells += [_auroc(f, name + ending) for name in ("confidence", "shipped", "fitted")]
+            cells += [_number(f["calibration"][name + ending]["ece"]) for name in ("confidence", "fitted")]
+        rows.append(cells)
+    part = ["default, without this set", "as shipped", "fitted on other classes", "ECE of the first", "of the last"]
+    return markdown_table(["set", "model", *part, *(f"{p}, no labels" for p in part)], rows)
+
+
+def _level_adds(figures: Figures) -> str:
+    rows = [
+        [
+            _set_of(key),
+            _model_of(key),
+            _auroc(f, "level"),
+            *(_signed(f["level_adds"][x]) for x in ("labelled", "label_free")),
+        ]
+        for key, f in figures.items()
+        if "level_adds" in f
+    ]
+    return markdown_table(["set", "model", "AUROC ‖u‖", "added with labels", "added without"], rows)
+
+
+def _open_set(figures: Figures) -> str:
+    names = (
+        "level",
+        "top1_similarity",
+        "posterior",
+        "confidence",
+        "unknown",
+        "confidence_label_free",
+        "unknown_label_free",
+    )
+    titles = ("‖u‖", "−sim", "−posterior", "−confidence", "unknown", "−confidence, no labels", "unknown, no labels")
+    rows = []
+    for key, f in figures.items():
+        cells = []
+        for name in names:
+            point = f["open_set"].get(name)
+            cells.append("–" if point is None else f"{_number(point['unknown'])} / {_number(point['wrong'])}")
+        rows.append([_set_of(key), _model_of(key), *cells])
+    return markdown_table(["set", "model", *titles], rows)
+
+
+def _promises(figures: Figures) -> str:
+    rows = []
+    for key, f in figures.items():
+        for form, words in (("labelled", "with labels"), ("label_free", "without")):
+            for case, risks in f.get("promises", {}).get(form, {}).items():
+                unit, _, later = case.partition(", ")
+                cells = [_set_of(key), words, unit, later]
+                for point in risks.values():
+                    cells.append(f"{_number(point['answered'])} / {_number(point['broken'])}")
+                rows.append(cells)
+    header = ["set", "form", "unit of the limit", "later queries", *(f"{r} % risk" for r in (5, 10, 20))]
+    return markdown_table(header, rows)
+
+
+BLOCKS: dict[str, Callable[[Figures], str]] = {
+    "beaten": _beaten,
+    "labelled": lambda figures: _scores_table(figures, "labelled"),
+    "label_free": lambda figures: _scores_table(figures, "label_free"),
+    "transfer": _transfer,
+    "level_adds": _level_adds,
+    "open_set": _open_set,
+    "promises": _promises,
+}
+
+
+def block(name: str, figures: Figures) -> str:
+    """Returns the content of a block of the page; raises ValueError for another name."""
+    if name not in BLOCKS:
+        raise ValueError(f"no block {name!r}: {', '.join(BLOCKS)}")
+    return BLOCKS[name](dict(sorted(figures.items())))
+
+
+def draw(measured: Path, folder: Path) -> Path:
+    """Draws the AUROC of the scores of every embedding, one panel for each form; returns the picture's path."""
+    from matplotlib.figure import Figure
+
+    figures = dict(sorted(json.loads(measured.read_text(encoding="utf-8"))["figures"].items()))
+    shown = {
+        "with labels": {"level": "‖u‖", "top1_similarity": "−sim", "margin": "−margin", "confidence": "confidence"},
+        "without labels": {
+            "level": "‖u‖",
+            "top1_similarity": "−sim",
+            "spread": "−spread",
+            "confidence_label_free": "confidence",
+        },
+    }
+    styles = {
+        "‖u‖": ("#CC79A7", "x"),
+        "−sim": ("#777777", "s"),
+        "−margin": ("#56B4E9", "^"),
+        "−spread": ("#56B4E9", "^"),
+    }
+    styles["confidence"] = ("#D55E00", "o")
+    figure = Figure(figsize=(11, 1.4 + 0.19 * len(figures)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (title, names) in zip(axes, shown.items(), strict=True):
+        for height, f in enumerate(figures.values()):
+            for name, label in names.items():
+                point, (colour, marker) = f["scores"].get(name), styles[label]
+                if point is None:
+                    continue
+                if label == "confidence":
+                    axis.plot([100 * v for v in point["auroc_interval"]], [height, height], color=colour, linewidth=2)
+                first = label if not any(line.get_label() == label for line in axis.lines) else None
+                axis.plot(100 * point["auroc"], height, marker, color=colour, markersize=4.5, linestyle="", label=first)
+        axis.set(title=title, xlabel="AUROC for a wrong nearest neighbour, %", xlim=(40, 100))
+        axis.axvline(50, color="#555555", linewidth=1, linestyle=":")
+        axis.grid(alpha=0.3)
+        axis.legend(loc="lower left", fontsize=8)
+    labels = [f"{key.split('.')[0]}: {key.split('.', 2)[2]}" for key in figures]
+    axes[0].set_yticks(range(len(figures)), labels, fontsize=7)
+    axes[0].invert_yaxis()
+    path = folder / "auroc.png"
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+    return path
