@@ -44,7 +44,8 @@ def p_value_twin(kept, wrong, classes, max_risk, unit):
     values.append(max(failed[worst] - max_risk * answered[worst], 0.0))
     if np.ptp(values) < 1e-12:
         return 1.0
-    return max(p, ttest_1samp(values, 0, alternative="less").pvalue)
+    unseen = (1 - max_risk) ** len(answered)  # that none of so many classes is one of those that are all wrong
+    return max(p, unseen, ttest_1samp(values, 0, alternative="less").pvalue)
 
 
 def limit_twin(score, wrong, classes, max_risk, unit, delta=DELTA):
@@ -212,13 +213,23 @@ def test_the_error_names_the_next_risk_that_works(unit):
 
 @pytest.mark.parametrize("unit", ["queries", "classes"])
 def test_all_right_answers_everything_and_all_wrong_nothing(unit):
-    score, _, classes = calibration(3, classes=30, per_class=20)
+    score, _, classes = calibration(3, classes=50, per_class=12)
     limit = RiskTable.of(score, np.zeros(600, dtype=bool), classes, unit).limit(0.05)
     assert (limit.coverage, limit.risk, limit.threshold) == (1.0, 0.0, score.min())
-    assert (limit.unit, limit.size) == (unit, 30 if unit == "classes" else 600)
-    with pytest.raises(RiskNotReachable, match="nor any higher one, from 600 queries of 30 classes") as raised:
+    assert (limit.unit, limit.size) == (unit, 50 if unit == "classes" else 600)
+    with pytest.raises(RiskNotReachable, match="nor any higher one, from 600 queries of 50 classes") as raised:
         RiskTable.of(score, np.ones(600, dtype=bool), classes, unit).limit(0.05)
     assert raised.value.reachable is None and raised.value.coverage == 0
+
+
+def test_few_classes_cannot_promise_much_about_new_ones():
+    """20 classes without a wrong answer may be blind to a tenth of all classes: .9^20 = .12 is above 1 - .9."""
+    for classes, reachable in ((20, 0.11), (21, 0.11), (22, 0.10), (45, 0.05)):
+        score, _, member = calibration(3, classes=classes, per_class=100)
+        table = RiskTable.of(score, np.zeros(len(score), dtype=bool), member, "classes")
+        assert table.limit(reachable).coverage == 1
+        with pytest.raises(RiskNotReachable):
+            table.limit(reachable - 0.01)
 
 
 def test_one_score_for_all_is_one_share():

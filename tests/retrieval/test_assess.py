@@ -83,11 +83,11 @@ def test_each_argument_asks_for_the_confidence():
     assert limited.confidence is not None and limited.limit == CALIBRATED.limit(0.5, labelled=False)
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_declined_are_those_below_the_limit(labelled):
+@pytest.mark.parametrize(("labelled", "max_risk"), [(True, 0.3), (False, 0.45)])
+def test_declined_are_those_below_the_limit(labelled, max_risk):
     labels = LABELS if labelled else None
-    near = idml_zoo.search(QUERIES, GALLERY, 5, gallery_labels=labels, reliability=CALIBRATED, max_risk=0.3)
-    assert near.limit == CALIBRATED.limit(0.3, labelled=labelled)
+    near = idml_zoo.search(QUERIES, GALLERY, 5, gallery_labels=labels, reliability=CALIBRATED, max_risk=max_risk)
+    assert near.limit == CALIBRATED.limit(max_risk, labelled=labelled)
     expected = [float(c) < near.limit.threshold for c in near.confidence]
     assert near.declined.dtype == torch.bool and near.declined.tolist() == expected
     assert 0 < sum(expected) < len(expected)
