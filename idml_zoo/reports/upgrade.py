@@ -21,6 +21,8 @@ from idml_zoo.registry import benchmarks
 from idml_zoo.reports.bootstrap import load_queries
 from idml_zoo.results import Result, ResultError
 
+SCORES = ("level", "top1_similarity", "margin", "semantic_norm")  # of version 2
+
 
 @cache
 def _test_split(benchmark: str, root: str) -> tuple[Split, str]:
@@ -55,7 +57,7 @@ def upgrade(result: Result, results: str | Path, root: str | Path = "data") -> R
     counted = ~np.isnan(values["map@r"])
     labels, wrong = split.labels[counted], ~values["top1"][counted].astype(bool)
     metrics = dict(result.metrics)
-    for score in (n.removeprefix("ece_") for n in result.metrics if n.startswith("ece_")):
+    for score in (n for n in SCORES if f"ece_{n}" in result.metrics):
         stored, computed = metrics[f"auroc_{score}"], auroc(values[score][counted], wrong)
         if (stored is None) != (computed is None) or abs((stored or 0) - (computed or 0)) > 1e-6:
             raise ResultError(f"{name}: its AUROC of {score} is {stored}, but {computed} by the values of its queries")

@@ -43,10 +43,14 @@ def test_the_table_is_what_a_search_with_the_saved_model_does(glyphs):
     images, labels = idml_zoo.embed(model, split, device="cpu"), torch.from_numpy(np.asarray(split.labels))
     calibrating = ~np.isin(split.labels, half_of(np.asarray(split.labels)))
     table = rows(said)
-    assert len(table) == 6
+    assert len(table) >= 5 and all(("with", risk) in table for risk in (5, 10, 20))
     for form, gallery_labels in (("with", labels), ("without", None)):
         for risk in (5, 10, 20):
             how = {"reliability": model.reliability, "max_risk": risk / 100, "gallery_labels": gallery_labels}
+            if (form, risk) not in table:
+                with pytest.raises(idml_zoo.RiskNotReachable):
+                    idml_zoo.search(images, images, 50, exclude_self=True, **how)
+                continue
             near = idml_zoo.search(images, images, 50, exclude_self=True, **how)
             answered = ~near.declined.numpy() & calibrating
             wrong = (labels[near.indices[:, 0]] != labels).numpy()
@@ -167,7 +171,7 @@ def test_what_cannot_be_is_said_before_anything_is_computed(photos, tmp_path, ca
     ("more", "message"),
     [
         (["--test-classes", "0"], "at least two"),
-        (["--coefficients", "fitted"], "have the same outcome"),
+        (["--coefficients", "fitted"], "at least 4 classes"),
     ],
 )
 def test_images_that_calibrate_nothing_are_one_line(photos, tmp_path, capsys, more, message):

@@ -43,5 +43,5 @@ def test_the_limit_is_that_of_the_form_in_use():
         chosen_confidence(parsed("--max-risk", 0.1), labelled, BARE, False)
     hopeless = RiskTable.of(score, np.arange(2000) % 2 == 0, np.arange(2000), "queries")
     wrong = replace(default(), labelled=replace(default().labelled, risk=hopeless))
-    with pytest.raises(RiskNotReachable, match=r"the lowest that is: 5\d %"):
+    with pytest.raises(RiskNotReachable, match=r"the next that is: 5\d %"):
         chosen_confidence(parsed("--max-risk", 0.1), wrong, BARE, True)

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from idml_zoo.reliability.errors import ReliabilityError
+from idml_zoo.reliability.names import LABEL_FREE, LABELLED, UNCERTAINTY
 from idml_zoo.reliability.reliability import VERSION, Form, Reliability, default
 from idml_zoo.reliability.risk import RiskTable
-from idml_zoo.reliability.names import LABEL_FREE, LABELLED, UNCERTAINTY
 
 
 def calibrated():

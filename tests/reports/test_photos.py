@@ -338,7 +338,7 @@ def test_a_reliability_that_cannot_be_used_is_one_clear_error(album, tmp_path, c
     for arguments, message in (
         ([album, "--reliability", broken], "broken.json: "),
         ([album, "--reliability", tmp_path / "none.json"], "none.json: "),
-        ([album, "--reliability", foreign], "foreign.json: the reliability is of version '99'"),
+        ([album, "--reliability", foreign], "foreign.json: the reliability is of version 99"),
         ([album, "--reliability", plain, "--max-risk", "0.1"], "no limit without a calibration"),
         ([album, "--max-risk", "0.1"], "no limit without a calibration"),
         ([album, "--reliability", hard, "--max-risk", "0.1"], "a risk of 10 % is not reachable with 90 % confidence"),

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from conftest import needs_gpu
 
-from idml_zoo.retrieval import answer_features as module
 from idml_zoo.reliability.names import LABEL_FREE, LABELLED, UNCERTAINTY
+from idml_zoo.retrieval import answer_features as module
 from idml_zoo.retrieval.answer_features import LISTED, answer_features
 from idml_zoo.retrieval.knn import search
 from idml_zoo.types import Embedding
