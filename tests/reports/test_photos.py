@@ -348,7 +348,7 @@ def test_a_reliability_that_cannot_be_used_is_one_clear_error(album, tmp_path, c
         err = capsys.readouterr().err
         assert message in err and len(err.splitlines()) == 1, err
     assert main(["search", MODEL, str(album), "--reliability", str(hard), "--max-risk", "0.1"]) == 1
-    assert re.search(r"the lowest that is: (2[5-9]|3\d) %, answering \d+ % of the queries", capsys.readouterr().err)
+    assert re.search(r"the next that is: (2[5-9]|3\d) %, answering \d+ % of the queries", capsys.readouterr().err)
     for wrong in ("0", "1", "10", "nan"):
         with pytest.raises(SystemExit):
             main(["search", MODEL, str(album), "--max-risk", wrong])
