@@ -53,7 +53,11 @@ def damage(data, path, value):
         (["corruptions"], {"blur": {"1": {"recall@1": 0.1}}}, r"corruptions\.blur\.1 must hold"),
         (["open_set"], {"level": {"unknown": 0.5}}, r"open_set\.level must hold unknown, unknown_std, wrong"),
         (["open_set"], {"level": dict.fromkeys(("unknown", "unknown_std", "wrong", "wrong_std"), 1.5)}, r"in \[0, 1\]"),
-        (["open_set"], {"luck": dict.fromkeys(("unknown", "unknown_std", "wrong", "wrong_std"), 0.5)}, r"open_set\.luck"),
+        (
+            ["open_set"],
+            {"luck": dict.fromkeys(("unknown", "unknown_std", "wrong", "wrong_std"), 0.5)},
+            r"open_set\.luck",
+        ),
         (["metrics", "recall@1"], 57.4, r"recall@1 must be a fraction in \[0, 1\] or null, got 57.4"),
         (["metrics", "recall@1"], "57.4", "must be a fraction"),
         (["metrics", "recall@1"], float("nan"), "must be a fraction"),

@@ -7,12 +7,12 @@ class ReliabilityError(ValueError):
     """A stored reliability that cannot be used, or data that none can be fitted to; the message says which and why."""
 
 
-class RiskNotReachable(ReliabilityError):  # noqa: N818 - says what happened, as StopIteration does
+class RiskNotReachable(ReliabilityError):
     """No share of the queries can be answered at the risk that was asked for.
 
     Attributes:
         max_risk: that was asked for.
-        reachable: the lowest risk, in hundredths, at which some queries can be answered; None where there is none.
+        reachable: the next higher risk, in hundredths, at which some queries can be answered; None where there is none.
         coverage: share of the queries that are answered there.
     """
 

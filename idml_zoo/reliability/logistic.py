@@ -11,6 +11,13 @@ import numpy as np
 from idml_zoo.reliability.errors import ReliabilityError
 
 _LARGEST = 1e6  # a coefficient beyond this was not fitted to standardised features
+_LEAST_SCALE = 1e-6  # a feature that varies less is constant
+_MOST, _LONGEST = 64, 40  # features, and characters of a name, in a file
+
+
+def is_number(value: Any, largest: float) -> bool:
+    """Whether a value of a file is a finite number within ±``largest``; an integer may have any number of digits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -largest <= value <= largest
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class Logistic:
 
     Attributes:
         features: names of the F features, in the order of the numbers.
-        mean, scale: F numbers each that standardise them; scales > 0.
+        mean, scale: F numbers each that standardise them; scales at least 1e-6.
         weights: F coefficients of the standardised features.
         intercept: log odds where every feature is at its mean.
 
@@ -37,11 +44,10 @@ class Logistic:
         counts = {len(self.features), len(self.mean), len(self.scale), len(self.weights)}
         if len(counts) != 1 or counts == {0}:
             raise ReliabilityError(f"an estimator needs one mean, scale and weight per feature, got {sorted(counts)}")
-        numbers = (*self.mean, *self.scale, *self.weights, self.intercept)
-        if not all(isinstance(v, (int, float)) and abs(v) <= _LARGEST for v in numbers):  # NaN is not, either
-            raise ReliabilityError(f"an estimator holds a number that is not finite, or beyond ±{_LARGEST:g}")
-        if min(self.scale) <= 0:
-            raise ReliabilityError(f"an estimator's scales must be positive, got {min(self.scale)}")
+        if not all(is_number(v, _LARGEST) for v in (*self.mean, *self.scale, *self.weights, self.intercept)):
+            raise ReliabilityError(f"an estimator holds a value that is no finite number within ±{_LARGEST:g}")
+        if min(self.scale) < _LEAST_SCALE:
+            raise ReliabilityError(f"an estimator's scales must be at least {_LEAST_SCALE:g}, got {min(self.scale):g}")
 
     def probability(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns ``(N,)`` float64 probabilities.
@@ -90,10 +96,10 @@ class Logistic:
             raise ReliabilityError("a feature of the neighbourhood is not finite; look for NaN in the embeddings")
         mean = np.average(values, axis=0, weights=weight)
         scale = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weight))
-        scale[scale < 1e-6] = 1.0  # a constant feature gets no weight
+        scale[scale < _LEAST_SCALE] = 1.0  # a constant feature gets no weight
         model = LogisticRegression(max_iter=5000).fit((values - mean) / scale, target, sample_weight=weight)
-        numbers = ([float(f"{v:.6g}") for v in x] for x in (mean, scale, model.coef_[0]))
-        return cls(tuple(features), *map(tuple, numbers), intercept=float(f"{model.intercept_[0]:.6g}"))
+        means, scales, weights = (tuple(float(f"{v:.6g}") for v in x) for x in (mean, scale, model.coef_[0]))
+        return cls(tuple(features), means, scales, weights, float(f"{model.intercept_[0]:.6g}"))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON values."""
@@ -109,8 +115,12 @@ class Logistic:
         lists = ("features", "mean", "scale", "weights")
         if not isinstance(data, dict) or set(data) != {*lists, "intercept"}:
             raise ReliabilityError(f"an estimator must be an object with {', '.join(lists)} and intercept")
-        if not all(isinstance(data[n], list) and len(data[n]) <= 64 for n in lists):
-            raise ReliabilityError(f"an estimator's {', '.join(lists)} must be lists of at most 64 values")
-        if not all(isinstance(n, str) for n in data["features"]):
-            raise ReliabilityError("an estimator's features must be names")
-        return cls(*(tuple(data[n]) for n in lists), intercept=data["intercept"])
+        if not all(isinstance(data[n], list) and len(data[n]) <= _MOST for n in lists):
+            raise ReliabilityError(f"an estimator's {', '.join(lists)} must be lists of at most {_MOST} values")
+        names = data["features"]
+        if not all(isinstance(n, str) and len(n) <= _LONGEST for n in names) or len(set(names)) != len(names):
+            raise ReliabilityError(
+                f"an estimator's features must be different names of at most {_LONGEST} characters each"
+            )
+        mean, scale, weights = (tuple(data[n]) for n in lists[1:])
+        return cls(tuple(names), mean, scale, weights, data["intercept"])

@@ -1,4 +1,4 @@
-"""Reliability: the estimators of confidence, and what a calibration says of their risk, as one value of plain numbers."""
+"""Reliability: the estimators of confidence, and what a calibration says of their risk, as one value of numbers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 from idml_zoo.files import write_file
 from idml_zoo.reliability.errors import ReliabilityError
 from idml_zoo.reliability.logistic import Logistic
+from idml_zoo.reliability.names import LABEL_FREE, LABELLED, UNCERTAINTY, VERSION
 from idml_zoo.reliability.risk import Limit, RiskTable
 
-VERSION = 1  # of the features; estimators of another version would mean something else
-_LONGEST = 200  # characters of a note
+LONGEST_NOTE = 200  # characters
 _LARGEST = 1 << 17  # bytes of a file
 
 
@@ -51,8 +51,8 @@ class Form:
         """Reads what :meth:`to_dict` returned; raises ReliabilityError for anything else."""
         if not isinstance(data, dict) or set(data) != {"confidence", "unknown", "risk"}:
             raise ReliabilityError("a form must be an object with confidence, unknown and risk")
-        estimators = (Logistic.from_dict(data[n]) for n in ("confidence", "unknown"))
-        return cls(*estimators, risk=None if data["risk"] is None else RiskTable.from_dict(data["risk"]))
+        risk = None if data["risk"] is None else RiskTable.from_dict(data["risk"])
+        return cls(Logistic.from_dict(data["confidence"]), Logistic.from_dict(data["unknown"]), risk)
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,24 @@ class Reliability:
         """
         if not isinstance(data, dict):
             raise ReliabilityError(f"a reliability must be an object, got {type(data).__name__}")
-        if data.get("version") != VERSION:
+        version = data.get("version")
+        if type(version) is not int or version != VERSION:
+            told = version if type(version) is int and 0 <= version < 1000 else "another kind"
             raise ReliabilityError(
-                f"the reliability is of version {str(data.get('version'))[:20]!r}, and this package computes the features "
-                f"of version {VERSION}; fit it again with idml_zoo.fit_reliability, or leave it out for the default"
+                f"the reliability is of version {told}, and this package computes the features of version {VERSION}; "
+                "fit it again with idml_zoo.fit_reliability, or leave it out for the default"
             )
         if set(data) != {"version", "fitted_on", "calibrated_on", "labelled", "label_free"}:
             raise ReliabilityError("a reliability must have version, fitted_on, calibrated_on, labelled and label_free")
         for name in ("fitted_on", "calibrated_on"):
-            if not isinstance(data[name], str) or len(data[name]) > _LONGEST:
-                raise ReliabilityError(f"a reliability's {name} must be a text of at most {_LONGEST} characters")
-        forms = (Form.from_dict(data[n]) for n in ("labelled", "label_free"))
-        return cls(*forms, fitted_on=data["fitted_on"], calibrated_on=data["calibrated_on"])
+            if not isinstance(data[name], str) or len(data[name]) > LONGEST_NOTE:
+                raise ReliabilityError(f"a reliability's {name} must be a text of at most {LONGEST_NOTE} characters")
+        labelled, label_free = (Form.from_dict(data[n]) for n in ("labelled", "label_free"))
+        for form, computed in ((labelled, LABEL_FREE + LABELLED), (label_free, LABEL_FREE)):
+            for name in (*form.confidence.features, *form.unknown.features):
+                if name not in (*computed, *UNCERTAINTY):
+                    raise ReliabilityError(f"a reliability needs the feature {name[:40]!r}, which nobody computes")
+        return cls(labelled, label_free, data["fitted_on"], data["calibrated_on"])
 
     def save(self, path: str | Path) -> None:
         """Writes it as JSON, whole or not at all; FileError where the place cannot be written to."""
@@ -135,9 +141,11 @@ class Reliability:
         """
         path = Path(path)
         try:
-            if path.stat().st_size > _LARGEST:
-                raise ReliabilityError(f"{path.stat().st_size:,} bytes are more than a reliability can have")
-            return Reliability.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            with path.open("rb") as file:
+                content = file.read(_LARGEST + 1)
+            if len(content) > _LARGEST:
+                raise ReliabilityError(f"more than the {_LARGEST:,} bytes that a reliability can have")
+            return Reliability.from_dict(json.loads(content.decode()))
         except (OSError, ValueError, RecursionError) as error:
             raise ReliabilityError(f"{path}: {error}") from error
 
@@ -145,5 +153,5 @@ class Reliability:
 @functools.cache
 def default() -> Reliability:
     """Returns the default: fitted on held-out classes of several sets, for any embedding; without a calibration."""
-    text = resources.files("idml_zoo").joinpath("reliability", "defaults.json").read_text(encoding="utf-8")
+    text = resources.files("idml_zoo").joinpath("reliability").joinpath("defaults.json").read_text(encoding="utf-8")
     return Reliability.from_dict(json.loads(text))

@@ -1,17 +1,27 @@
 """Abstention with a guarantee: which queries may be answered so that at most a chosen share of the answers is wrong.
 
-Learn-then-test (Angelopoulos, Bates, Candès, Jordan and Lei, 2021): the queries of a calibration set are sorted by their
-confidence, and 20 fixed shares of them are tested in turn, the surest first, for "more than ``max_risk`` of the answers
-are wrong". The last share that is refused before the first that is not is answered. As the order of the tests is fixed,
-the chance that the chosen limit breaks its promise is at most 1 − confidence, with no correction for the number of tests.
+Learn-then-test (Angelopoulos, Bates, Candès, Jordan and Lei, 2021): the queries of a calibration set are sorted by
+their confidence, and 20 fixed shares of them are tested in turn, the surest first: is "``max_risk`` or more of the
+answers are wrong" refuted? The first share where it is not ends the chain, and the one before it is answered. As the
+order of the tests is fixed, the chance that the chosen limit breaks its promise is at most 1 − confidence, with no
+correction for their number. That the shares are quantiles of the same queries costs nothing where less sure answers are
+not wrong less often: the first share whose risk is too high then has as many wrong answers as the binomial says, or
+more.
+
+The chain begins with the first share that is large enough to pass with a few wrong answers, and that size grows as
+``max_risk`` falls. So a lower risk may skip a small share where chance put a few wrong answers, and now and then answer
+more than a higher risk does. Each holds by itself; do not choose the better of several on the same calibration.
 
 Two p-values, by what counts as one draw:
 
 - *queries*: the exact binomial tail. It holds where later queries are drawn as the calibration queries were.
 - *classes*: queries of one class go wrong together, so that new classes break a promise made by the binomial. Then
-  classes count as the draws: the larger of the binomial p-value and that of a one-sided t test of the mean over classes of
-  (wrong − max_risk·answered). The class with most wrong answers is counted twice, as the next one may be no better:
-  without it the promise was broken too often on few classes (measured in docs/reliability.md).
+  classes count as the draws: the larger of the binomial p-value and that of a one-sided t test of the mean over classes
+  of (wrong − max_risk·answered), 0 for a class without answers. One value is added: that of the class with most wrong
+  answers once more, as the next class may be no better, or 0 where that is larger. Without it the promise was broken
+  too often on few classes (measured in docs/reliability.md). The t test is approximate, unlike the binomial, and
+  foresees no kind of class that the calibration has none of. So the p-value is at least (1 − max_risk)^C, the chance
+  that C classes miss a kind that makes up ``max_risk`` of them and is always wrong: 5 % needs 45 classes, 10 % 22.
 """
 
 from __future__ import annotations
@@ -19,15 +29,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from idml_zoo.reliability.errors import ReliabilityError, RiskNotReachable
+from idml_zoo.reliability.logistic import is_number
 
 COVERAGES = tuple(i / 20 for i in range(1, 21))
 UNITS = ("classes", "queries")
-_MOST = 1e30  # beyond any sum of squares; a whole number of a file may be too large for a float
+_MOST = 1 << 40  # queries of a table in a file
 _TOLERATED = 2  # wrong answers that the first share must be able to bear, or one mislabelled image would end the chain
 
 
@@ -40,7 +52,7 @@ class Share:
         answered, wrong: their number, and how many of them were answered wrongly.
         wrong_squared, wrong_answered, answered_squared: sums over classes of w², w·a and a², where w of a class's a
             queries were answered wrongly.
-        worst_wrong, worst_answered: w and a of the class with most wrong answers.
+        worst_wrong, worst_answered: w and a of the class with most wrong answers; of several, that with fewest answers.
     """
 
     threshold: float
@@ -53,7 +65,13 @@ class Share:
     worst_answered: int
 
     def p_value(self, max_risk: float, unit: str, classes: int) -> float:
-        """Returns the p-value of "the risk is above ``max_risk``" in [0, 1]; small: it is not."""
+        """Returns the p-value of "the risk is at least ``max_risk``" in [0, 1]; small: it is below.
+
+        Args:
+            max_risk: in (0, 1).
+            unit: what counts as one draw, see the module.
+            classes: of the calibration set, answered or not.
+        """
         from scipy.special import bdtr, stdtr
 
         p = float(bdtr(self.wrong, self.answered, max_risk))
@@ -61,13 +79,14 @@ class Share:
             return p
         if classes < 2:
             return 1.0
-        count, excess = classes + 1, self.worst_wrong - max_risk * self.worst_answered
-        total = self.wrong - max_risk * self.answered + max(excess, 0.0)
+        count, added = classes + 1, max(self.worst_wrong - max_risk * self.worst_answered, 0.0)
+        total = self.wrong - max_risk * self.answered + added
         squares = self.wrong_squared - 2 * max_risk * self.wrong_answered + max_risk**2 * self.answered_squared
-        variance = (squares + max(excess, 0.0) ** 2 - total**2 / count) / (count - 1)
-        if variance <= 0:
-            return p if total < 0 else 1.0
-        return max(p, float(stdtr(count - 1, total / math.sqrt(variance * count))))
+        variance = (squares + added**2 - total**2 / count) / (count - 1)
+        if variance <= 0:  # all values alike, so that none is below the one that was added
+            return 1.0
+        unseen = (1 - max_risk) ** classes
+        return max(p, unseen, float(stdtr(count - 1, total / math.sqrt(variance * count))))
 
 
 @dataclass(frozen=True)
@@ -97,9 +116,9 @@ class Limit:
         """What the promise rests on; to be shown wherever the number is."""
         drawn = "classes" if self.unit == "classes" else "queries"
         return (
-            f"At most {100 * self.max_risk:g} % of the answers are wrong, with {100 * self.confidence:g} % confidence, if "
-            f"later {drawn} are drawn as the {self.size:,} {drawn} of the calibration were, and searched by the same "
-            "model in a gallery of the same kind and size. Other images, classes or corruption void this."
+            f"At most {100 * self.max_risk:g} % of the answers are wrong, with {100 * self.confidence:g} % confidence, "
+            f"if later {drawn} are drawn as the {self.size:,} {drawn} of the calibration were, and searched by the "
+            "same model in a gallery of the same kind and size. Other images, classes or corruption void this."
         )
 
 
@@ -123,7 +142,7 @@ class RiskTable:
         """Counts a calibration set.
 
         Args:
-            score: ``(N,)`` larger = surer.
+            score: ``(N,)`` larger = surer; in [0, 1] where the table is to be stored.
             wrong: ``(N,)`` bool, whether the answer is wrong.
             classes: ``(N,)`` class of each query.
             unit: see the class.
@@ -146,7 +165,7 @@ class RiskTable:
             kept = score >= threshold  # with all that tie
             a = np.bincount(member[kept], minlength=len(labels)).astype(float)
             w = np.bincount(member[kept], weights=wrong[kept], minlength=len(labels))
-            worst = int(w.argmax())
+            worst = int(np.lexsort((a, -w))[0])
             sums = (float((w * w).sum()), float((w * a).sum()), float((a * a).sum()))
             shares.append(Share(float(threshold), int(a.sum()), int(w.sum()), *sums, int(w[worst]), int(a[worst])))
         return cls(len(score), len(labels), unit, tuple(shares))
@@ -160,7 +179,7 @@ class RiskTable:
 
         Raises:
             ReliabilityError: a number out of its range.
-            RiskNotReachable: no share of the queries passes; the message says what is reachable.
+            RiskNotReachable: no share of the queries passes; the message says which higher risk is reachable.
         """
         for name, value in (("max_risk", max_risk), ("confidence", confidence)):
             if not 0 < value < 1:
@@ -173,7 +192,7 @@ class RiskTable:
         return Limit(share.threshold, max_risk, confidence, coverage, risk, self.unit, size)
 
     def _largest(self, max_risk: float, confidence: float) -> Share | None:
-        """Returns the largest share that passes, with all before it; None where the first does not."""
+        """Returns the last share of the chain of tests; None where the first does not pass."""
         largest = None
         for share in self._tested(max_risk, confidence):
             if share.p_value(max_risk, self.unit, self.classes) > 1 - confidence:
@@ -182,7 +201,7 @@ class RiskTable:
         return largest
 
     def _tested(self, max_risk: float, confidence: float) -> Iterator[Share]:
-        """Yields the shares from the first on that could pass with a few wrong answers, which only its size decides."""
+        """Yields the shares from the first that could pass with a few wrong answers: sizes decide, no outcome does."""
         from scipy.special import bdtr
 
         for tolerated in range(_TOLERATED, -1, -1):
@@ -197,14 +216,14 @@ class RiskTable:
             if share is not None:
                 coverage = share.answered / self.queries
                 message = (
-                    f"a risk of {100 * max_risk:g} % is not reachable with {100 * confidence:g} % confidence; the lowest "
+                    f"a risk of {100 * max_risk:g} % is not reachable with {100 * confidence:g} % confidence; the next "
                     f"that is: {hundredths} %, answering {100 * coverage:.0f} % of the queries. More images of more "
                     "classes for the calibration, or a better model, allow less"
                 )
                 return RiskNotReachable(message, max_risk, hundredths / 100, coverage)
         message = (
-            f"no risk below 100 % is reachable with {100 * confidence:g} % confidence from {self.queries} queries of "
-            f"{self.classes} classes; calibrate on more images"
+            f"a risk of {100 * max_risk:g} % is not reachable with {100 * confidence:g} % confidence, nor any higher "
+            f"one, from {self.queries} queries of {self.classes} classes; calibrate on more images of more classes"
         )
         return RiskNotReachable(message, max_risk, None, 0.0)
 
@@ -223,26 +242,29 @@ class RiskTable:
         if not isinstance(data, dict) or set(data) != {"queries", "classes", "unit", "shares"}:
             raise ReliabilityError("a risk table must be an object with queries, classes, unit and shares")
         rows, counts = data["shares"], (data["queries"], data["classes"])
-        if not all(type(n) is int and 0 < n < 1 << 48 for n in counts) or data["unit"] not in UNITS:
+        if not all(type(n) is int and 0 < n < _MOST for n in counts) or data["unit"] not in UNITS:
             raise ReliabilityError("a risk table must count its queries and classes, of the unit classes or queries")
         if not isinstance(rows, list) or len(rows) != len(COVERAGES) or not all(map(_is_share, rows)):
             raise ReliabilityError(f"a risk table must have {len(COVERAGES)} shares of 8 numbers that agree")
-        if any(row[1] > data["queries"] for row in rows):
-            raise ReliabilityError("a risk table must not answer more queries than it has")
+        if max(row[1] for row in rows) > data["queries"] or data["classes"] > data["queries"]:
+            raise ReliabilityError("a risk table must not answer more queries than it has, nor have more classes")
+        if any(a[0] < b[0] or a[1] > b[1] or a[2] > b[2] for a, b in pairwise(rows)):
+            raise ReliabilityError("each share of a risk table must hold the one before it, from the surest on")
         return cls(*counts, data["unit"], tuple(Share(*row) for row in rows))
 
 
 def _is_share(row: Any) -> bool:
     """Whether these are the numbers of a :class:`Share`."""
-    if not isinstance(row, list) or len(row) != 8 or not all(type(v) in (int, float) for v in row):
+    if not isinstance(row, list) or len(row) != 8 or not all(is_number(v, float(_MOST) ** 2) for v in row):
         return False
-    if not all(abs(v) < _MOST for v in row) or not all(type(row[i]) is int for i in (1, 2, 6, 7)):
+    if not all(type(row[i]) is int for i in (1, 2, 6, 7)):
         return False
-    threshold, answered, wrong, *sums, worst_wrong, worst_answered = row
+    threshold, answered, wrong, wrong_squared, wrong_answered, answered_squared, worst_wrong, worst_answered = row
     return (
         0 <= threshold <= 1
-        and 0 < answered < 1 << 48
-        and 0 <= wrong <= answered
-        and min(sums) >= 0
-        and 0 <= worst_wrong <= worst_answered <= answered
+        and 0 < answered < _MOST
+        and 0 <= worst_wrong <= wrong <= answered
+        and worst_wrong <= worst_answered <= answered
+        and max(wrong, worst_wrong**2) <= wrong_squared <= wrong_answered <= answered_squared <= answered**2
+        and max(answered, worst_answered**2) <= answered_squared
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from idml_zoo.reliability.names import DEFAULT_LABEL_FREE, DEFAULT_LABELLED, DEFAULT_UNKNOWN
 from idml_zoo.reliability.reliability import Reliability
 from idml_zoo.retrieval.fit import Outcomes, fit_forms
 
@@ -46,5 +47,6 @@ def fit_default(answers: Mapping[str, tuple[Outcomes, Outcomes]], note: str, wit
             parts[i].append(part)
             weights[i].append(np.full(len(part), share))
     closed, opened = map(joined, parts)
-    fitted = fit_forms(closed, opened, (np.concatenate(weights[0]), np.concatenate(weights[1])))
+    drawn_weights = np.concatenate(weights[0]), np.concatenate(weights[1])
+    fitted = fit_forms(closed, opened, drawn_weights, (DEFAULT_LABELLED, DEFAULT_LABEL_FREE), DEFAULT_UNKNOWN)
     return replace(fitted, fitted_on=note)

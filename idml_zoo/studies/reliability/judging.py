@@ -11,7 +11,7 @@ from idml_zoo.evaluation.uncertainty import coverage_at, probability_error
 from idml_zoo.reliability.errors import RiskNotReachable
 from idml_zoo.reliability.logistic import Logistic
 from idml_zoo.reliability.risk import RiskTable
-from idml_zoo.retrieval.answer_features import UNCERTAINTY
+from idml_zoo.reliability.names import UNCERTAINTY
 from idml_zoo.retrieval.fit import Outcomes, half_of
 
 DRAWS, SPLITS = 500, 500

@@ -13,7 +13,7 @@ from idml_zoo.evaluation.error_prediction import free_scores, open_set
 from idml_zoo.metric_names import ERROR_SCORES
 from idml_zoo.reliability.reliability import Reliability
 from idml_zoo.retrieval.answer_features import answer_features
-from idml_zoo.retrieval.fit import Outcomes, outcomes
+from idml_zoo.retrieval.fit import EVERY_FEATURE, Outcomes, outcomes
 from idml_zoo.retrieval.knn import search
 from idml_zoo.studies.reliability.judging import (
     calibration,
@@ -49,7 +49,7 @@ def _scores(answers: Outcomes, elsewhere: Reliability, shipped: Reliability) -> 
     for ending, form in (("", "labelled"), ("_label_free", "label_free")):
         for name, reliability in (("confidence", elsewhere), ("shipped", shipped)):
             scores[name + ending] = -getattr(reliability, form).assess(features)[0]
-        scores["fitted" + ending] = -fitted_elsewhere(answers, getattr(elsewhere, form).confidence.features)
+        scores["fitted" + ending] = -fitted_elsewhere(answers, EVERY_FEATURE[form == "label_free"])
     return {n: s for n, s in scores.items() if np.ptp(s) > 0}
 
 
@@ -77,9 +77,7 @@ def measure_source(data: Embedded, elsewhere: Reliability, shipped: Reliability)
         result["against_free"][f"{form}_strongest"] = strongest(figures, free)
         result[f"{form}_fitted_minus_default"] = difference(figures, name.replace("confidence", "fitted"), name)
     if "level" in scores:
-        result["level_adds"] = {
-            form: what_level_adds(answers, getattr(elsewhere, form).confidence.features) for form in FORMS
-        }
+        result["level_adds"] = {form: what_level_adds(answers, EVERY_FEATURE[form == "label_free"]) for form in FORMS}
     result["scores"] = {n: {k: v for k, v in f.items() if k != "_draws"} for n, f in figures.items()}
     result["open_set"] = open_set(task, reliability=elsewhere)
     return result
