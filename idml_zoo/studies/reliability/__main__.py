@@ -62,15 +62,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     reliabilities, shipped = fit(args), default()
     if reliabilities[""].to_dict() != shipped.to_dict():
         raise ValueError(f"{DEFAULTS} is not what the sources give; run `fit` first")
-    figures: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8"))["figures"] if args.resume else {}
+    figures: dict[str, Any] = (
+        json.loads(args.out.read_text(encoding="utf-8"))["figures"] if args.resume and args.out.exists() else {}
+    )
     for source in track(read_sources(args.sources)["test"], description="measuring"):
-        if source.key in figures:
+        judged = source.name in args.promises
+        if source.key in figures and (not judged or "promises" in figures[source.key]):
             continue
         source = _with_models(source, args.models)
         data, elsewhere = load(source, args.root, args.cache), without_set(reliabilities, source.benchmark)
-        figures[source.key] = measure_source(data, elsewhere, shipped) | {"row": source.row}
-        if source.name in args.promises:
-            worse = {c: load(source, args.root, args.cache, c) for c in CORRUPTIONS if source.benchmark != "digits"}
+        if source.key not in figures:
+            figures[source.key] = measure_source(data, elsewhere, shipped) | {"row": source.row}
+        if judged:
+            worse = {c: load(source, args.root, args.cache, c) for c in CORRUPTIONS}
             figures[source.key]["promises"] = measure_promises(data, worse, elsewhere)
         _write(args.out, figures)
     return figures

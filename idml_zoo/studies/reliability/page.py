@@ -28,7 +28,9 @@ def _set_of(key: str) -> str:
 
 
 def _model_of(key: str) -> str:
-    return f"`{key.split('.', 2)[2]}`"
+    """Returns the model's name; with a mark where its images are held-out training classes, not test classes."""
+    _, part, name = key.split(".", 2)
+    return f"`{name}`" + (" (held-out)" if part == "held-out" else "")
 
 
 def _number(value: float | None, interval: list[float] | None = None) -> str:
@@ -206,7 +208,7 @@ def draw(measured: Path, folder: Path) -> Path:
         axis.axvline(50, color="#555555", linewidth=1, linestyle=":")
         axis.grid(alpha=0.3)
         axis.legend(loc="lower left", fontsize=8)
-    labels = [f"{key.split('.')[0]}: {key.split('.', 2)[2]}" for key in figures]
+    labels = [f"{key.split('.')[0]}: {_model_of(key).replace('`', '')}" for key in figures]
     axes[0].set_yticks(range(len(figures)), labels, fontsize=7)
     axes[0].invert_yaxis()
     path = folder / "auroc.png"
