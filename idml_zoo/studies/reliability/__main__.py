@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "docs" / "reliability"
 SOURCES, MEASURED, PAGE = FOLDER / "sources.yaml", FOLDER / "measured.json", ROOT / "docs" / "reliability.md"
 DEFAULTS = ROOT / "idml_zoo" / "reliability" / "defaults.json"
-CORRUPTIONS = ("blur:2", "noise:2")  # of the queries, where the calibration was on clean ones
+CORRUPTIONS = ("blur:3",)  # of the queries, where the calibration was on clean ones
 
 
 def _with_models(source: Source, models: Path) -> Source:
