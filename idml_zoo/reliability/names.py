@@ -26,5 +26,5 @@ DEFAULT_LABELLED = (
     "class_agreement",
     "purity",
 )
-DEFAULT_LABEL_FREE = ("log_range", "distance_ratio", "gap_10", "kinship")
+DEFAULT_LABEL_FREE = ("log_range", "distance_ratio", "gap_10", "overlap", "kinship")
 DEFAULT_UNKNOWN = ((*DEFAULT_LABELLED, "distance"), ("distance", "distance_ratio"))
