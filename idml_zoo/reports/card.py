@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from idml_zoo.files import sha256_of, write_file
+from idml_zoo.metric_names import FREE_SCORES
 from idml_zoo.models.files import CARD, CONFIG, WEIGHTS, Spec, WeightsError, local_files, read_config
 from idml_zoo.registry import benchmarks
 from idml_zoo.reliability.reliability import Reliability
@@ -25,6 +26,11 @@ _SCORES = {
     "top1_similarity": "minus similarity of the nearest",
     "margin": "minus margin to the next class",
     "semantic_norm": "minus norm before normalisation",
+    "posterior": "minus posterior of the class among the neighbours",
+    "agreement": "minus agreement of the ten nearest",
+    "spread": "minus spread of the similarities",
+    "confidence": "minus confidence, labels of the gallery known",
+    "confidence_label_free": "minus confidence, without labels",
 }
 
 
@@ -152,7 +158,7 @@ def _uncertainty(results: Sequence[Result]) -> str:
             rows.append([f"{r.benchmark}, {words}", *(percent(None if v is None else [v]) for v in (auroc, aurc, ece))])
             if r is results[0] and score == "level":
                 level = auroc
-            elif r is results[0]:
+            elif r is results[0] and score in FREE_SCORES:
                 baseline = max(baseline or 0.0, auroc)
     if not rows:
         return "Not measured, or the head has no uncertainty."

@@ -26,15 +26,17 @@ evidence. Values are percentages, mean ± sample standard deviation over seeds; 
 missing value stays missing (–).</p>
 <p>R@K, RP and MAP@R: every test image queries all the others. NMI: k-means with as many clusters as test classes.
 AUROC: how well a score tells that the nearest neighbour is wrong (50 is chance); AURC: the mean share of wrong ones
-when the surest queries are answered first (lower is better): by the uncertainty level ‖u‖, and beside it by the free
-baseline, minus the similarity of the nearest neighbour. Risk–coverage plots:
-{key}.</p>
+when the surest queries are answered first (lower is better): by the uncertainty level ‖u‖; by free scores (−sim: minus
+the similarity of that neighbour; −posterior: minus the share of its class among the neighbours); and by the confidence,
+with the gallery's labels and without, by coefficients that were fitted on training classes. Answered at 10 % risk: the
+largest share of queries of which at most a tenth is wrong. Risk–coverage plots: {key}.</p>
 <p>Rank: 1 + the number of rows with a distinguishably higher R@1; rows that cannot be told apart share one
 (95 % intervals from a paired bootstrap over queries and the spread of each row's seeds by Welch's t).</p>"""
 
 
-_KEY = """wrong nearest neighbours among the surest queries, <span class="key-level">by ‖u‖ (solid)</span> and
-<span class="key-free">by similarity (dotted)</span>"""
+_KEY = """wrong nearest neighbours among the surest queries, <span class="key-level">by ‖u‖ (solid)</span>,
+<span class="key-free">by similarity (dotted)</span> and, in rows of protocol 4,
+<span class="key-confidence">by confidence with labels (dashed)</span>"""
 
 
 @dataclass(frozen=True)

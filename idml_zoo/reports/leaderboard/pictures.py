@@ -30,14 +30,15 @@ def _line(x: np.ndarray, y: np.ndarray, kind: str) -> str:
 def risk_picture(seeds: Sequence[dict[str, Any]], small: bool = False) -> str:
     """Returns a plot of risk against coverage, mean over seeds; "–" where no score varies.
 
-    One line sorts the queries by the uncertainty level, where there is one; the other by the similarity baseline.
+    The lines sort the queries by the uncertainty level, where there is one; by the similarity baseline; and by the
+    confidence with labels, where it was measured.
 
     Args:
         seeds: the values of every query, for each seed.
         small: without text, for a cell of a table.
     """
     curves = {}
-    for kind, score in (("level", "level"), ("free", "top1_similarity")):
+    for kind, score in (("level", "level"), ("free", "top1_similarity"), ("confidence", "confidence")):
         if all(score in v and np.ptp(v[score]) > 0 and not np.isnan(v["map@r"]).all() for v in seeds):
             curves[kind] = np.mean([_risk(v, score) for v in seeds], axis=0)
     if not curves:
@@ -45,7 +46,7 @@ def risk_picture(seeds: Sequence[dict[str, Any]], small: bool = False) -> str:
     top = max(0.01, max(float(c.max()) for c in curves.values())) * 1.05
     frame = _Frame(110, 34, left=1, below=1, above=2) if small else _Frame(320, 210, right=4)
     x = np.linspace(1 / _POINTS, 1, _POINTS)
-    words = {"level": "by uncertainty level", "free": "by similarity"}
+    words = {"level": "by uncertainty level", "free": "by similarity", "confidence": "by confidence"}
     half = ", ".join(f"{words[k]} {100 * c[_POINTS // 2 - 1]:.0f} %" for k, c in curves.items())
     full = 100 * next(iter(curves.values()))[-1]
     label = f"Risk–coverage: {full:.0f} % wrong when all queries are answered; the surest half: {half}"

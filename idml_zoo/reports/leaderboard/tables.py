@@ -26,9 +26,11 @@ others printed, with their source. The two are never averaged, and a missing val
 
 R@K, RP (R-Precision) and MAP@R: every test image queries all the others, itself removed by index. NMI: k-means with as
 many clusters as test classes. AUROC: how well a score tells that the nearest neighbour is wrong (50 is chance): the
-uncertainty level ‖u‖, and beside it the free baseline, minus the similarity of the nearest neighbour. AURC: the mean
-share of wrong ones when the surest queries are answered first, over all coverages (lower is better). ρ severity: rank
-correlation of ‖u‖ with the known severity of an image's degradation, in hundredths.
+uncertainty level ‖u‖; free scores (−sim: minus the similarity of that neighbour; −posterior: minus the share of its
+class among the neighbours); and the confidence, with the gallery's labels and without, by coefficients that were fitted
+on training classes. Answered at 10 % risk: the largest share of queries of which at most a tenth is wrong. AURC: the
+mean share of wrong ones when the surest queries are answered first, over all coverages (lower is better). ρ severity:
+rank correlation of ‖u‖ with the known severity of an image's degradation, in hundredths.
 
 Rank: 1 + the number of rows with a distinguishably higher R@1, so rows that cannot be told apart share one (95 %
 intervals from a paired bootstrap over queries and the spread of each row's seeds by Welch's t; one seed has none).
