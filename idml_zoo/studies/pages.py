@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from idml_zoo.evaluation.uncertainty import auroc
+from idml_zoo.metric_names import ERROR_SCORES
 from idml_zoo.reports.blocks import outdated, write_blocks
 from idml_zoo.reports.bootstrap import Difference
 from idml_zoo.reports.leaderboard import Row, percent
@@ -34,6 +35,7 @@ from idml_zoo.studies.figures import (
     image_attributes,
     level_ratio,
 )
+from idml_zoo.studies.level_figures import against_strongest, level_figures
 from idml_zoo.studies.sets import (
     LEADERBOARD,
     STUDIES,
@@ -197,15 +199,16 @@ def findings(measured: Set) -> str:
         at = f" at the same {settings_text(control.settings)} (a control)"
         lines.append(f"- {verdict(name, control.variant, d, at)}")
     for name, line in measured.lines.items():
-        level, baseline = line.row.values("auroc_level"), line.row.values("auroc_top1_similarity")
-        if not level or not baseline:
+        level = line.row.values("auroc_level")
+        if not level:
             continue
-        pairwise = [a - b for a, b in zip(level, baseline, strict=True)]
-        better = "above" if min(pairwise) > 0 else "below" if max(pairwise) < 0 else "not consistently above or below"
+        over = against_strongest(measured, line.row)
+        better = "cannot be told from" if not over.distinguishable else "is above" if over.mean > 0 else "is below"
+        free = ERROR_SCORES[level_figures(measured, line.row)["strongest"]]
         text = (
-            f"- ‖u‖ of `{name}` predicts wrong nearest neighbours with AUROC {percent(level)} (chance: 50), {better} "
+            f"- ‖u‖ of `{name}` predicts wrong nearest neighbours with AUROC {percent(level)} (chance: 50). "
+            f"It {better} the strongest free score, {free}, by {interval(over)} points over resampled classes."
         )
-        text += f"the similarity baseline ({percent(baseline)}), over the {len(level)} seeds."
         if severity := line.row.values("spearman_severity"):
             text += f" Its rank correlation with the known severity is {percent(severity)} hundredths."
         if steps := rising_steps(line.row):
