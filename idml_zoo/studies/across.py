@@ -16,6 +16,7 @@ from idml_zoo.reports.markdown import markdown_table
 from idml_zoo.results import read_results
 from idml_zoo.studies.figures import level_ratios, title_of
 from idml_zoo.studies.level_figures import against_strongest
+from idml_zoo.studies.reliability.page import headline as confidence_in_words
 from idml_zoo.studies.sets import LEADERBOARD, Set, compared, interval, matched_controls, pairs, scores, settings_text
 from idml_zoo.variants import variants
 
@@ -65,6 +66,11 @@ def _count_added(form: str) -> list[str]:
     figures = json.loads(CONFIDENCE.read_text(encoding="utf-8"))["figures"].values()
     added = [f["level_adds"][form] for f in figures if "level_adds" in f]
     return _count_differences([Difference(d["mean"], d["interval"][0], d["interval"][1], float("nan")) for d in added])
+
+
+def confidence(sets: list[Set]) -> str:
+    """Returns what confidence is worth with the embedded weights, in words."""
+    return confidence_in_words(json.loads(CONFIDENCE.read_text(encoding="utf-8"))["figures"])
 
 
 def claims(sets: list[Set]) -> str:
@@ -263,6 +269,7 @@ ACROSS = {
     "standing": standing,
     "across": across,
     "claims": claims,
+    "confidence": confidence,
     "levels": levels,
     "headline": headline,
     "published": published,
