@@ -145,7 +145,7 @@ def promises(
     """
     random, classes = np.random.RandomState(0), np.unique(answers.classes)
     then, right = later or (confidence, answers.right)
-    counted: dict[float, list[tuple[float, bool, bool]]] = {risk: [] for risk in RISKS}
+    counted: dict[float, list[tuple[float, bool, bool, bool]]] = {risk: [] for risk in RISKS}
     for _ in range(splits):
         if halves == "classes":
             calibrates = np.isin(answers.classes, random.permutation(classes)[: len(classes) // 2])
@@ -157,13 +157,16 @@ def promises(
             try:
                 threshold = table.limit(risk, CONFIDENCE).threshold
             except RiskNotReachable:
-                outcomes.append((0.0, False, False))
+                outcomes.append((0.0, False, False, False))
                 continue
-            answered = ~calibrates & (then >= threshold)
-            broken = bool(answered.any()) and float((~right[answered]).mean()) > risk
-            outcomes.append((float(answered.sum() / (~calibrates).sum()), broken, True))
+            sure = then >= threshold
+            answered = ~calibrates & sure
+            broken, whole = (bool(a.any()) and float((~right[a]).mean()) > risk for a in (answered, sure))
+            outcomes.append((float(answered.sum() / (~calibrates).sum()), broken, whole, True))
     means = {risk: np.mean(outcomes, axis=0) for risk, outcomes in counted.items()}
     return {
-        f"{risk:.2f}": dict(zip(("answered", "broken", "reached"), (round(float(v), 4) for v in mean), strict=True))
+        f"{risk:.2f}": dict(
+            zip(("answered", "broken", "broken_whole", "reached"), (round(float(v), 4) for v in mean), strict=True)
+        )
         for risk, mean in means.items()
     }

@@ -147,7 +147,7 @@ def _promises(figures: Figures) -> str:
                 unit, _, later = case.partition(", ")
                 cells = [_set_of(key), words, unit, later]
                 for point in risks.values():
-                    cells.append(f"{_number(point['answered'])} / {_number(point['broken'])}")
+                    cells.append(" / ".join(_number(point[n]) for n in ("answered", "broken", "broken_whole")))
                 rows.append(cells)
     header = ["set", "form", "unit of the limit", "later queries", *(f"{r} % risk" for r in (5, 10, 20))]
     return markdown_table(header, rows)
@@ -203,7 +203,7 @@ def _level_in_words(figures: Figures) -> str:
         above, below = (sum(test(d["interval"]) for d in added) for test in (lambda i: i[0] > 0, lambda i: i[1] < 0))
         most = 100 * max(d["mean"] for d in added)
         sentences.append(
-            f"{words}, the level adds in {above} of {len(added)} rows, by {most:.1f} points at most; in {below} it takes."
+            f"{words}, the level adds in {above} of {len(added)} rows, by {most:.1f} points at most, and takes in {below}."
         )
     return " ".join(sentences)
 
@@ -221,21 +221,24 @@ def _unknown_in_words(figures: Figures) -> str:
 
 
 def _promises_in_words(figures: Figures) -> str:
-    cases: dict[str, list[float]] = {}
+    cases: dict[str, list[tuple[float, float]]] = {}
     for f in figures.values():
         for kept in f.get("promises", {}).values():
             for case, risks in kept.items():
                 kind = "later" if "later" in case else case
-                cases.setdefault(kind, []).extend(point["broken"] for point in risks.values())
-    if not cases:
-        return "Not measured yet."
+                cases.setdefault(kind, []).extend((p["broken"], p["broken_whole"]) for p in risks.values())
     words = {
-        "queries, halves of queries": "Limits by queries, on other queries of the same classes, were broken in at most",
-        "classes, halves of classes": "Limits by classes, on other classes, in at most",
-        "queries, halves of classes": "Limits by queries, on other classes, which was not promised, in up to",
-        "later": "On blurred queries nothing holds: limits were broken in up to",
+        "queries, halves of queries": "Limits by queries, with other queries of the same classes, were broken",
+        "classes, halves of classes": "Limits by classes, with other classes, were broken",
+        "queries, halves of classes": "Limits by queries, with other classes, which was not promised, were broken",
+        "later": "On blurred queries nothing holds: limits were broken",
     }
-    return " ".join(f"{text} {100 * max(cases[c]):.1f} % of the halves." for c, text in words.items() if c in cases)
+    sentences = []
+    for case, text in words.items():
+        if case in cases:
+            half, whole = (100 * max(column) for column in zip(*cases[case], strict=True))
+            sentences.append(f"{text} in at most {half:.1f} % of the halves, and over the whole set in {whole:.1f} %.")
+    return " ".join(sentences)
 
 
 BLOCKS: dict[str, Callable[[Figures], str]] = {
