@@ -203,7 +203,7 @@ def _level_in_words(figures: Figures) -> str:
         above, below = (sum(test(d["interval"]) for d in added) for test in (lambda i: i[0] > 0, lambda i: i[1] < 0))
         most = 100 * max(d["mean"] for d in added)
         sentences.append(
-            f"{words}, the level adds in {above} of {len(added)} rows, by {most:.1f} points at most, and takes in {below}."
+            f"{words}, the level adds in {above} of {len(added)} rows, {most:.1f} points at most, and takes in {below}."
         )
     return " ".join(sentences)
 
