@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from idml_zoo.evaluation.provenance import code_state, command, device_name, versions
+from idml_zoo.evaluation.provenance import code_state, device_name, versions
 from idml_zoo.files import utc_now, write_file
 from idml_zoo.reliability.reliability import Reliability, default
 from idml_zoo.reports.blocks import outdated, write_blocks
@@ -82,7 +82,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def _write(path: Path, figures: Mapping[str, Any]) -> None:
     commit, dirty = code_state()
-    about = {"command": command(), "commit": commit, "dirty": dirty, "created": utc_now(), "versions": versions()}
+    about = {
+        "command": "python -m idml_zoo.studies.reliability measure",
+        "commit": commit,
+        "dirty": dirty,
+        "created": utc_now(),
+        "versions": versions(),
+    }
     about["device"] = device_name(torch.device("cpu"))
     write_file(path, json.dumps({"provenance": about, "figures": dict(figures)}, indent=1, sort_keys=True) + "\n")
 
