@@ -270,7 +270,13 @@ def draw(measured: Path, folder: Path) -> Path:
 
     figures = dict(sorted(json.loads(measured.read_text(encoding="utf-8"))["figures"].items()))
     shown = {
-        "with labels": {"level": "‖u‖", "top1_similarity": "−sim", "margin": "−margin", "confidence": "confidence"},
+        "with labels": {
+            "level": "‖u‖",
+            "top1_similarity": "−sim",
+            "margin": "−margin",
+            "posterior": "−posterior",
+            "confidence": "confidence",
+        },
         "without labels": {
             "level": "‖u‖",
             "top1_similarity": "−sim",
@@ -284,7 +290,7 @@ def draw(measured: Path, folder: Path) -> Path:
         "−margin": ("#56B4E9", "^"),
         "−spread": ("#56B4E9", "^"),
     }
-    styles["confidence"] = ("#D55E00", "o")
+    styles |= {"confidence": ("#D55E00", "o"), "−posterior": ("#009E73", "v")}
     figure = Figure(figsize=(11, 1.4 + 0.19 * len(figures)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (title, names) in zip(axes, shown.items(), strict=True):
@@ -297,10 +303,10 @@ def draw(measured: Path, folder: Path) -> Path:
                     axis.plot([100 * v for v in point["auroc_interval"]], [height, height], color=colour, linewidth=2)
                 first = label if not any(line.get_label() == label for line in axis.lines) else None
                 axis.plot(100 * point["auroc"], height, marker, color=colour, markersize=4.5, linestyle="", label=first)
-        axis.set(title=title, xlabel="AUROC for a wrong nearest neighbour, %", xlim=(40, 100))
+        axis.set(xlabel=f"AUROC for a wrong nearest neighbour, %, {title}", xlim=(40, 100))
         axis.axvline(50, color="#555555", linewidth=1, linestyle=":")
         axis.grid(alpha=0.3)
-        axis.legend(loc="lower left", fontsize=8)
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=5, fontsize=8, frameon=False)
     labels = [f"{key.split('.')[0]}: {_model_of(key).replace('`', '')}" for key in figures]
     axes[0].set_yticks(range(len(figures)), labels, fontsize=7)
     axes[0].invert_yaxis()
