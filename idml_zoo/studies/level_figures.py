@@ -3,7 +3,7 @@
     python -m idml_zoo.studies.level_figures --root data    # writes leaderboard/classes.json for the sets found there
 
 The classes of the measured images are kept in leaderboard/classes.json, by the images' fingerprint: intervals can be
-computed where the images are not. The figures of a row are kept in docs/results/levels.json by the fingerprints of its
+computed where the images are not. The figures of a row are kept in leaderboard/levels.json by the fingerprints of its
 queries' values: they take a minute to compute, and a check only reads them.
 """
 
@@ -29,8 +29,9 @@ from idml_zoo.studies.reliability.judging import class_weights, weighted_auroc
 from idml_zoo.studies.sets import LEADERBOARD, Set
 
 FREE = ("top1_similarity", "margin")  # of those that are stored for rows of protocol 3
-CLASSES, FIGURES = LEADERBOARD / "classes.json", LEADERBOARD.parent / "docs" / "results" / "levels.json"
+CLASSES, FIGURES = "classes.json", "levels.json"  # in the folder of a leaderboard
 DRAWS = 300
+_COMPUTED: dict[str, dict[str, Any]] = {}
 
 
 def class_runs(labels: Iterable[int]) -> list[list[int]]:
@@ -45,13 +46,14 @@ def class_runs(labels: Iterable[int]) -> list[list[int]]:
 
 
 @cache
-def classes_of(data_sha256: str, path: Path = CLASSES) -> np.ndarray:
+def classes_of(data_sha256: str, leaderboard: Path = LEADERBOARD) -> np.ndarray:
     """Returns the ``(N,)`` classes of the queries of a measured split, by its fingerprint.
 
     Raises:
         ResultError: the split is not among those that are kept.
     """
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    path = leaderboard / CLASSES
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if data_sha256 not in kept:
         raise ResultError(f"{path} does not hold the classes of the images {data_sha256[:12]}")
     runs = np.array(kept[data_sha256]["runs"])
@@ -62,24 +64,36 @@ def _key(row: Row) -> str:
     return " ".join(str(r.queries_sha256)[:16] for r in row.results)
 
 
-def level_figures(measured: Set, row: Row, path: Path = FIGURES) -> dict[str, Any]:
+def level_figures(measured: Set, row: Row) -> dict[str, Any]:
     """Returns the figures of a row with a level: kept, or computed.
 
     Returns:
         ``strongest``: the free score with the highest mean AUROC; ``difference``: mean AUROC of ‖u‖ minus its own;
         ``interval``: of that, over resampled classes, averaged over the row's seeds, which share the draws.
     """
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    key = _key(row)
-    if key not in kept:
-        kept[key] = _computed(measured, row)
-        write_file(path, json.dumps(kept, indent=1, sort_keys=True) + "\n")
-    figures: dict[str, Any] = kept[key]
-    return figures
+    kept, key = _kept(measured), _key(row)
+    if key in kept:
+        return kept[key]
+    if key not in _COMPUTED:
+        _COMPUTED[key] = _computed(measured, row)
+    return _COMPUTED[key]
+
+
+def _kept(measured: Set) -> dict[str, dict[str, Any]]:
+    path = measured.leaderboard / FIGURES
+    kept: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return kept
+
+
+def keep(measured: Set) -> None:
+    """Writes what was computed since beside the results of a set."""
+    kept = _kept(measured) | _COMPUTED
+    if kept:
+        write_file(measured.leaderboard / FIGURES, json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
 
 def _computed(measured: Set, row: Row) -> dict[str, Any]:
-    classes = classes_of(row.first.provenance.data_sha256)
+    classes = classes_of(row.first.provenance.data_sha256, measured.leaderboard)
     drawn: dict[str, list[np.ndarray]] = {n: [] for n in ("level", *FREE)}
     weights = None
     for result in row.results:
@@ -115,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Writes the classes of the test images of every benchmark that has results and images here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="folder of the data (default: data)")
-    parser.add_argument("--out", type=Path, default=CLASSES)
+    parser.add_argument("--out", type=Path, default=LEADERBOARD / CLASSES)
     args = parser.parse_args(arguments)
     kept = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     for name in sorted({r.benchmark for r in read_results(LEADERBOARD / "results")} & set(benchmarks)):

@@ -35,7 +35,7 @@ from idml_zoo.studies.figures import (
     image_attributes,
     level_ratio,
 )
-from idml_zoo.studies.level_figures import against_strongest, level_figures
+from idml_zoo.studies.level_figures import against_strongest, keep, level_figures
 from idml_zoo.studies.sets import (
     LEADERBOARD,
     STUDIES,
@@ -304,6 +304,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.check:
         return report_outdated(args.page, outdated(args.page, make))
     write_blocks(args.page, make)
+    for measured in sets:
+        keep(measured)
     pictures = args.page[0].with_suffix("")
     pictures.mkdir(exist_ok=True)
     for measured in sets:

@@ -18,7 +18,7 @@ from idml_zoo.models.zoo import EMBEDDED, PUBLISHED
 from idml_zoo.registry import benchmarks
 from idml_zoo.reports.bootstrap import load_queries
 from idml_zoo.reports.card import check_card
-from idml_zoo.results import read_results
+from idml_zoo.results import read_result, read_results
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64).sin()
 
@@ -218,7 +218,8 @@ def test_weights_that_come_with_the_package(name):
     assert probe.difference(model.origin.spec.probe, found) < 1e-3
     assert model.origin.spec.meta["variant"] == result.model.variant and result.protocol.split == "test"
     if benchmarks[result.benchmark].embedded:  # the images are here: their levels are those of the row's queries
-        stored = load_queries(ROOT / "leaderboard" / "results", result)["level"]
+        rows = ROOT / "leaderboard" / "results"
+        stored = load_queries(rows, read_result(result.path(rows)))["level"]
         test = benchmarks[result.benchmark].splits().test
         some = embed(model, test.select_classes(range(20)), model.transform, progress=False, device="cpu")
         np.testing.assert_allclose(some.level, stored[test.labels < 20], atol=1e-3 * stored.max())

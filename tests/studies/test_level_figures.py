@@ -41,10 +41,15 @@ def test_a_row_is_compared_with_the_strongest_free_score_and_kept(tmp_path, monk
     row = Row(tuple(results))
 
     class OfTheSubset:
-        leaderboard = ROOT / "leaderboard"
+        leaderboard = tmp_path
 
+    for name in ("results", "classes.json"):
+        (tmp_path / name).symlink_to(ROOT / "leaderboard" / name)
+    monkeypatch.setattr(level_figures, "_COMPUTED", {})
     path = tmp_path / "levels.json"
-    figures = level_figures.level_figures(OfTheSubset, row, path)
+    figures = level_figures.level_figures(OfTheSubset, row)
+    assert not path.exists(), "nothing is written until it is asked for"
+    level_figures.keep(OfTheSubset)
     means = {}
     for name in ("level", "top1_similarity", "margin"):
         values = [load_queries(ROOT / "leaderboard" / "results", r) for r in results]
@@ -57,4 +62,4 @@ def test_a_row_is_compared_with_the_strongest_free_score_and_kept(tmp_path, monk
     (key,) = kept
     kept[key]["difference"] = 0.25  # what is kept is read, not computed again
     path.write_text(json.dumps(kept))
-    assert level_figures.level_figures(OfTheSubset, row, path)["difference"] == 0.25
+    assert level_figures.level_figures(OfTheSubset, row)["difference"] == 0.25

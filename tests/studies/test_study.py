@@ -1,5 +1,6 @@
 """A study tunes every variant alike on held-out classes, then opens the test classes once; a page is made of it."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,9 @@ def test_the_page_is_made_of_the_result_files(finished, tmp_path, capsys):
     page = tmp_path / "results.md"
     names = ["standing", "across", "headline", "claims", "levels", *(f"{block} mine" for block in pages.BLOCKS)]
     page.write_text("".join(f"<!-- made: {n} -->\n<!-- end -->\n" for n in names))
+    of_images = {r.provenance.data_sha256: r.queries for r in read_results(folder / "board" / "results")}
+    classes = {sha: {"runs": [[i, 1] for i in range(n)]} for sha, n in of_images.items()}
+    (folder / "board" / "classes.json").write_text(json.dumps(classes))
     arguments = ["--page", str(page), "--studies", str(folder), "--leaderboard", str(folder / "board")]
     assert pages.main([*arguments, "--check"]) == 1
     assert pages.main(arguments) == 0

@@ -200,6 +200,8 @@ def _level_in_words(figures: Figures) -> str:
     sentences = []
     for form, words in (("labelled", "With labels"), ("label_free", "Without")):
         added = [f["level_adds"][form] for f in figures.values() if "level_adds" in f]
+        if not added:
+            return "No embedding here has a level."
         above, below = (sum(test(d["interval"]) for d in added) for test in (lambda i: i[0] > 0, lambda i: i[1] < 0))
         most = 100 * max(d["mean"] for d in added)
         sentences.append(
@@ -216,7 +218,7 @@ def _unknown_in_words(figures: Figures) -> str:
         "unknown_label_free": "without labels",
     }
     means = {n: [f["open_set"][n]["unknown"] for f in figures.values() if n in f["open_set"]] for n in shown}
-    parts = [f"{100 * sum(v) / len(v):.1f} for {shown[n]}" for n, v in means.items()]
+    parts = [f"{100 * sum(v) / len(v):.1f} for {shown[n]}" for n, v in means.items() if v]
     return f"Mean AUROC for an unknown class over all rows: {', '.join(parts)}."
 
 
