@@ -16,14 +16,6 @@ ERROR_SCORES = {
     "unknown": "unknown",
     "unknown_label_free": "unknown without labels",
 }
-LABEL_FREE_SCORES = (
-    "level",
-    "top1_similarity",
-    "semantic_norm",
-    "spread",
-    "confidence_label_free",
-    "unknown_label_free",
-)
 FREE_SCORES = ("top1_similarity", "margin", "semantic_norm", "posterior", "agreement", "spread")  # nothing was fitted
 COVERAGES = {"coverage5": 0.05, "coverage10": 0.10}  # share of queries answered at most at this risk
 _ERROR_METRICS = {"auroc": "AUROC", "aurc": "AURC", "eaurc": "E-AURC", "ece": "ECE"}

@@ -15,7 +15,7 @@ from idml_zoo.evaluation.uncertainty import (
     probability_error,
 )
 from idml_zoo.metric import Metric
-from idml_zoo.metric_names import COVERAGES
+from idml_zoo.metric_names import COVERAGES, OPEN_SET
 from idml_zoo.reliability.reliability import Reliability, default
 from idml_zoo.retrieval.answer_features import answer_features, share_of
 from idml_zoo.retrieval.fit import outcomes
@@ -144,5 +144,5 @@ def open_set(
     for name, pairs in values.items():
         mean, std = np.mean(pairs, axis=0), np.std(pairs, axis=0, ddof=1) if len(pairs) > 1 else np.zeros(2)
         numbers = (mean[0], std[0], mean[1], std[1])
-        points[name] = dict(zip(("unknown", "unknown_std", "wrong", "wrong_std"), map(float, numbers), strict=True))
+        points[name] = dict(zip(OPEN_SET, map(float, numbers), strict=True))
     return points

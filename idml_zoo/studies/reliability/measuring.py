@@ -12,7 +12,7 @@ from torch import Tensor
 from idml_zoo.evaluation.error_prediction import free_scores, open_set
 from idml_zoo.metric_names import ERROR_SCORES
 from idml_zoo.reliability.reliability import Reliability
-from idml_zoo.retrieval.answer_features import answer_features
+from idml_zoo.retrieval.answer_features import LISTED, answer_features
 from idml_zoo.retrieval.fit import EVERY_FEATURE, Outcomes, outcomes
 from idml_zoo.retrieval.knn import search
 from idml_zoo.studies.reliability.judging import (
@@ -75,7 +75,6 @@ def measure_source(data: Embedded, elsewhere: Reliability, shipped: Reliability)
     for form, (name, free) in FORMS.items():
         result["against_free"][form] = [difference(figures, name, n) for n in free if n in figures]
         result["against_free"][f"{form}_strongest"] = strongest(figures, free)
-        result[f"{form}_fitted_minus_default"] = difference(figures, name.replace("confidence", "fitted"), name)
     if "level" in scores:
         result["level_adds"] = {form: what_level_adds(answers, EVERY_FEATURE[form == "label_free"]) for form in FORMS}
     result["scores"] = {n: {k: v for k, v in f.items() if k != "_draws"} for n, f in figures.items()}
@@ -87,7 +86,7 @@ def corrupted_answers(data: Embedded) -> Outcomes:
     """Returns the answers to queries that were made worse, in the clean gallery without their own clean image."""
     assert data.queries is not None
     gallery, labels = data.embedding, data.labels
-    indices = search(data.queries, gallery, min(50, len(labels) - 1), exclude_self=True).indices
+    indices = search(data.queries, gallery, min(LISTED, len(labels) - 1), exclude_self=True).indices
     features = answer_features(data.queries, gallery, indices, labels, excludes_self=True)
     right = (labels[indices[:, 0]] == labels).numpy()
     counted = _has_positive(labels)
