@@ -18,9 +18,10 @@ Two p-values, by what counts as one draw:
 - *classes*: queries of one class go wrong together, so that new classes break a promise made by the binomial. Then
   classes count as the draws: the larger of the binomial p-value and that of a one-sided t test of the mean over classes
   of (wrong − max_risk·answered), 0 for a class without answers. One value is added: that of the class with most wrong
-  answers once more, as the next class may be no better, or 0 where that is larger. The t test is approximate, unlike the
-  binomial, and foresees no kind of class that the calibration has none of. So the p-value is at least (1 − max_risk)^C, the chance
-  that C classes miss a kind that makes up ``max_risk`` of them and is always wrong: 5 % needs 45 classes, 10 % 22.
+  answers once more, as the next class may be no better, or 0 where that is larger. The t test is approximate, unlike
+  the binomial, and foresees no kind of class that the calibration has none of. So the p-value is at least
+  (1 − max_risk)^C, the chance that C classes miss a kind that makes up ``max_risk`` of them and is always wrong: 5 %
+  needs 45 classes, 10 % 22.
 """
 
 from __future__ import annotations
